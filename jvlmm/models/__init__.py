@@ -1,0 +1,1 @@
+"""Flax Linen models as pure functions of parameter pytrees."""

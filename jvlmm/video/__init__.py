@@ -1,0 +1,1 @@
+"""Files to frames to patches, on the host, in NumPy."""
