@@ -1,0 +1,25 @@
+"""Eight simulated CPU devices, few threads, and the folder of real videos where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports jax.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch, where parity tests import it
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real videos, annotations and the Qwen tokenizer named by JVLMM_TEST_DATA."""
+    folder = os.environ.get("JVLMM_TEST_DATA")
+    if not folder:
+        pytest.skip("JVLMM_TEST_DATA is unset: it names the folder of real videos and annotations")
+    if not Path(folder).is_dir():
+        pytest.fail(f"JVLMM_TEST_DATA={folder} is no folder")
+    return Path(folder).resolve()
