@@ -1,0 +1,1 @@
+"""Parsing and scoring of answers: pure functions of strings and gold records."""
