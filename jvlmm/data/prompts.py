@@ -1,0 +1,82 @@
+"""Example → chat messages: where the media stand, how options are lettered, what form of answer is asked for."""
+
+import re
+import string
+from typing import Literal
+
+from jvlmm.data.example import Example
+from jvlmm.errors import DataError
+
+Style = Literal["direct", "think", "describe"]
+
+ANSWER_FORMS = {
+    "mcq": "Answer with the letter.",
+    "yesno": "Answer yes or no.",
+    "number": "Answer with a number.",
+    "text": "Answer with a word or phrase.",
+    "span": "Answer with [start, end] in seconds.",
+    "boxes": "Answer with <box>[x1, y1, x2, y2]</box>.",
+}
+"""What each answer type asks for. Short, as every prompt carries it."""
+
+THINK = "Think in <think></think>, then answer in <answer></answer>."
+
+_TAG = re.compile(r"<(image|video)>")
+
+
+def render(example: Example, style: Style = "direct") -> list[dict]:
+    """The user's turn as one message whose content lists text, image and video items in order.
+
+    Styles: `direct` asks for the bare answer, `think` for reasoning and then the answer (DeepSeek-R1's
+    format), `describe` adds no instruction. An example that has a response but no gold answer, such as
+    a caption, is rendered as `describe` in every style. Media take the places of the `<image>` and
+    `<video>` tags in the question; a type without tags comes before the text.
+
+    Raises DataError naming the example's id for an empty question, an answer type without options, or
+    tags that do not match the media in number.
+    """
+    if style not in ("direct", "think", "describe"):
+        raise DataError(f"{example.id}: prompt style {style!r} is unknown; allowed: direct, think, describe")
+    question = example.question.strip()
+    if not _TAG.sub("", question).strip():
+        raise DataError(f"{example.id}: the question is empty; give it a text besides its media tags")
+    text = "\n".join([question, *lettered(example), *_instruction(example, style)])
+    return [{"role": "user", "content": _place_media(example, text)}]
+
+
+def lettered(example: Example) -> list[str]:
+    """The options as lines "A. …"."""
+    if len(example.options) > len(string.ascii_uppercase):
+        raise DataError(f"{example.id}: {len(example.options)} options; allowed: at most 26, one letter each")
+    return [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, example.options, strict=False)]
+
+
+def _instruction(example: Example, style: Style) -> list[str]:
+    if style == "describe" or (example.response is not None and not example.answer):
+        return []
+    if example.answer_type not in ANSWER_FORMS:
+        allowed = ", ".join(ANSWER_FORMS)
+        raise DataError(f"{example.id}: answer_type {example.answer_type!r} is unknown; allowed: {allowed}")
+    if example.answer_type == "mcq" and not example.options:
+        raise DataError(f"{example.id}: answer_type mcq without options; give the options or another answer type")
+    form = ANSWER_FORMS[example.answer_type]
+    return [f"{THINK} {form}" if style == "think" else form]
+
+
+def _place_media(example: Example, text: str) -> list[dict]:
+    """Content items: media of a type without tags first, then the text cut at its tags."""
+    tags = _TAG.findall(text)
+    items = []
+    for kind in ("image", "video"):
+        media, places = sum(m.type == kind for m in example.media), tags.count(kind)
+        if places and places != media:
+            raise DataError(
+                f"{example.id}: {places} <{kind}> in the text, but {media} {kind}(s) in media; make the numbers equal"
+            )
+    items = [{"type": m.type} for m in example.media if m.type not in tags]
+    for i, piece in enumerate(_TAG.split(text)):
+        if i % 2:
+            items.append({"type": piece})
+        elif piece:
+            items.append({"type": "text", "text": piece})
+    return items
