@@ -1,0 +1,124 @@
+"""One table from the logical axes arrays are described with to the mesh axes they are split over."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jvlmm.errors import ConfigError
+
+MeshAxes = tuple[str, ...]  # () replicates
+
+
+@dataclass(frozen=True)
+class ShardingRules:
+    """Logical axis -> mesh axes. The defaults are FSDP with Megatron-style tensor parallelism.
+
+    An override such as `rules.kv_heads=` (empty) replicates an axis that the mesh does not divide.
+    """
+
+    # Parameters of the decoder.
+    vocab: MeshAxes = ("tensor",)
+    embed: MeshAxes = ("fsdp",)
+    heads: MeshAxes = ("tensor",)
+    kv_heads: MeshAxes = ("tensor",)
+    head_dim: MeshAxes = ()
+    mlp: MeshAxes = ("tensor",)
+    layers: MeshAxes = ()
+    norm: MeshAxes = ()
+    # Parameters of the vision tower and the merger.
+    vision_embed: MeshAxes = ("fsdp",)
+    vision_heads: MeshAxes = ("tensor",)
+    vision_mlp: MeshAxes = ("tensor",)
+    patch: MeshAxes = ()
+    # Activations, batches and the KV cache.
+    batch: MeshAxes = ("data", "fsdp")
+    length: MeshAxes = ()
+    patches: MeshAxes = ("data", "fsdp")
+    activation_embed: MeshAxes = ()
+    activation_heads: MeshAxes = ("tensor",)
+    activation_mlp: MeshAxes = ("tensor",)
+    activation_vocab: MeshAxes = ("tensor",)
+    cache_batch: MeshAxes = ("data", "fsdp")
+    cache_kv_heads: MeshAxes = ("tensor",)
+    cache_length: MeshAxes = ()
+
+
+def partition_spec(rules: ShardingRules, axes: Sequence[str | None]) -> PartitionSpec:
+    """PartitionSpec of an array whose dimensions carry these logical axes (None: not split).
+
+    Raises ConfigError for an unknown logical axis, and where two axes of the array would share a mesh axis.
+    """
+    owner: dict[str, str] = {}
+    entries = []
+    for axis in axes:
+        names = () if axis is None else _mesh_axes(rules, axis)
+        for name in names:
+            if name in owner:
+                raise ConfigError(
+                    f"sharding rules: axes {owner[name]!r} and {axis!r} of an array {tuple(axes)} both map to "
+                    f"mesh axis {name!r}; map one of them elsewhere or to nothing"
+                )
+            owner[name] = axis
+        entries.append(names[0] if len(names) == 1 else names or None)
+    return PartitionSpec(*entries)
+
+
+def named_shardings(mesh: Mesh, rules: ShardingRules, logical_tree: Any, shapes: Any = None) -> Any:
+    """NamedSharding for every leaf of `logical_tree`, whose leaves are tuples of logical axis names.
+
+    With `shapes`, the same tree of arrays or ShapeDtypeStructs, a dimension that its mesh axes do not divide is a
+    ConfigError that names the array, as are unknown axes and collisions.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(logical_tree, is_leaf=_is_axes)
+    leaves = [None] * len(paths) if shapes is None else structure.flatten_up_to(shapes)
+    return structure.unflatten(
+        _checked(mesh, rules, jax.tree_util.keystr(path, simple=True, separator="."), axes, leaf)
+        for (path, axes), leaf in zip(paths, leaves, strict=True)
+    )
+
+
+def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
+    """Sharding of any array whose first dimension is the batch; the other dimensions are not split."""
+    return _checked(mesh, rules, "batch", ("batch",), None)
+
+
+def patch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
+    """Sharding of any array whose first dimension counts vision patches, such as pixels [N, 1176]."""
+    return _checked(mesh, rules, "patches", ("patches",), None)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _is_axes(node: Any) -> bool:
+    return type(node) is tuple and all(axis is None or isinstance(axis, str) for axis in node)
+
+
+def _mesh_axes(rules: ShardingRules, axis: str) -> MeshAxes:
+    known = [field.name for field in fields(rules)]
+    if axis not in known:
+        raise ConfigError(f"sharding rules have no logical axis {axis!r}; known: {', '.join(known)}")
+    return getattr(rules, axis)
+
+
+def _checked(mesh: Mesh, rules: ShardingRules, name: str, axes: Sequence[str | None], leaf: Any) -> NamedSharding:
+    """The array's NamedSharding, once its mesh axes are known to exist and to divide its shape."""
+    spec = partition_spec(rules, axes)
+    for dimension, axis in enumerate(axes):
+        split = 1
+        for mesh_axis in () if axis is None else getattr(rules, axis):
+            if mesh_axis not in mesh.shape:
+                allowed = ", ".join(mesh.shape)
+                raise ConfigError(f"sharding rule {axis}={mesh_axis}: the mesh has no such axis; allowed: {allowed}")
+            split *= mesh.shape[mesh_axis]
+        if leaf is not None and leaf.shape[dimension] % split:
+            raise ConfigError(
+                f"{name}: axis {axis!r} of size {leaf.shape[dimension]} does not divide over {split} devices "
+                f"({', '.join(getattr(rules, axis))}); use a smaller mesh axis or the override rules.{axis}="
+            )
+    return NamedSharding(mesh, spec)
