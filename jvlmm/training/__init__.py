@@ -1,0 +1,1 @@
+"""TrainState, the jitted step, the loop, optimiser and checkpoints."""

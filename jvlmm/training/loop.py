@@ -1,0 +1,167 @@
+"""The training loop: feed, step, log, checkpoint, evaluate; resumes by itself."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+
+from jvlmm.errors import ConfigError, DataError, JvlmmError
+from jvlmm.training.checkpoints import Checkpoints
+from jvlmm.training.meter import Meter
+from jvlmm.training.preemption import Preempted, Preemption
+from jvlmm.training.state import TrainState
+from jvlmm.training.step import TrainStep
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Length and rhythm of a stage, in optimiser updates."""
+
+    total_steps: int
+    stage: str = "train"
+    accumulation: int = 1  # batches of the loader per update
+    log_every: int = 1
+    checkpoint_every: int = 100  # and at the end
+    evaluate_every: int = 0  # 0: only at the end
+
+    def __post_init__(self):
+        for name in ("total_steps", "accumulation", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
+
+
+class Loader(Protocol):
+    """Iterator of (batch, ids of its examples) whose position is JSON-able and exact."""
+
+    def __next__(self) -> tuple[Any, Any]: ...
+    def get_state(self) -> Any: ...
+    def set_state(self, state: Any) -> None: ...
+
+
+class Writer(Protocol):
+    """Where metrics go; see `reporting.writers.MetricsWriter`."""
+
+    def write(self, record: Mapping[str, Any]) -> None: ...
+    def truncate(self, stage: str, step: int) -> None: ...
+
+
+def resume(
+    state: TrainState, loader: Loader, options: FitOptions, writer: Writer, checkpoints: Checkpoints
+) -> tuple[TrainState, int]:
+    """(state, step) of the newest checkpoint, the loader and the metrics set back to it; `state` where none exists."""
+    step = checkpoints.latest_step()
+    if step is None:
+        writer.truncate(options.stage, 0)
+        return state, int(state.step)
+    state, loader_state = checkpoints.restore(state)
+    loader.set_state(loader_state)
+    writer.truncate(options.stage, step)
+    return state, step
+
+
+def fit(
+    state: TrainState,
+    step: TrainStep,
+    loader: Loader,
+    options: FitOptions,
+    writer: Writer,
+    checkpoints: Checkpoints,
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    flops: Callable[[Any], float] | None = None,
+    progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
+) -> TrainState:
+    """Train until `options.total_steps`, starting from the newest checkpoint where one exists.
+
+    The device runs step n while the host makes batch n + 1; metrics are read one step late. SIGTERM
+    leads to a checkpoint after the current step and `Preempted` (exit code 143).
+
+    Args:
+      state: arrays, or ShapeDtypeStructs where a checkpoint exists. Donated.
+      evaluate: `state -> figures`, logged as `eval/NAME`.
+      flops: `batch -> model FLOPs` of one update on it, for `model_flops_per_s`.
+      progress: called with (step, total steps, figures) at every logged step.
+    """
+    state, done = resume(state, loader, options, writer, checkpoints)
+    log = _Log(options, writer, progress)
+    try:
+        with Preemption() as preemption:
+            for number in range(done + 1, options.total_steps + 1):
+                batches, samples = _take(loader, options, number, log.meter)
+                state, metrics = step(state, batches)
+                work = sum(map(flops, batches)) if flops else 0.0
+                log.add(number, metrics, samples, work, step.compiles)
+                if evaluate and _due(number, options.evaluate_every, options):
+                    log.flush()
+                    log.write(number, {f"eval/{name}": value for name, value in evaluate(state).items()})
+                if preemption.requested or _due(number, options.checkpoint_every, options):
+                    log.flush()
+                    checkpoints.save(state, loader.get_state())
+                    log.meter.reset()
+                if preemption.requested:
+                    raise Preempted
+    finally:
+        log.meter.close()
+    return state
+
+
+def _due(number: int, every: int, options: FitOptions) -> bool:
+    return number == options.total_steps or (every > 0 and number % every == 0)
+
+
+def _take(loader: Loader, options: FitOptions, number: int, meter: Meter) -> tuple[list[Any], int]:
+    """The batches of one update and their number of examples."""
+    started = time.perf_counter()
+    batches, samples = [], 0
+    for _ in range(options.accumulation):
+        try:
+            batch, ids = next(loader)
+        except StopIteration:
+            raise DataError(
+                f"the data of stage {options.stage!r} ended before step {number} of {options.total_steps}; "
+                "raise the number of epochs or lower total_steps"
+            ) from None
+        batches.append(batch)
+        samples += len(ids)
+    meter.fetched(started)
+    return batches, samples
+
+
+class _Log:
+    """Keeps the metrics of steps still running on the device and writes them when they are ready."""
+
+    def __init__(self, options: FitOptions, writer: Writer, progress: Callable | None):
+        self._options, self._writer, self._progress = options, writer, progress
+        self._running: list[tuple[int, dict[str, jax.Array], int]] = []
+        self._tokens = 0.0
+        self.meter = Meter()
+
+    def add(self, number: int, metrics: dict[str, jax.Array], samples: int, flops: float, compiles: int) -> None:
+        """Step `number` has been handed to the device; waits for the one before it."""
+        self.meter.watch(metrics["loss"])
+        self.flush()
+        self.meter.add(samples, flops)
+        self._running.append((number, metrics, compiles))
+
+    def flush(self) -> None:
+        """Wait for the running steps and write those that are due."""
+        running, self._running = self._running, []
+        for number, metrics, compiles in running:
+            figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            self._tokens += figures.pop("tokens", 0.0)
+            if not math.isfinite(figures["loss"]):
+                raise JvlmmError(
+                    f"the loss of step {number} of stage {self._options.stage!r} is {figures['loss']}; lower the "
+                    "learning rate or clip_norm and run again: it resumes from the last checkpoint"
+                )
+            if _due(number, self._options.log_every, self._options):
+                figures |= self.meter.read(self._tokens) | {"compiles": compiles}
+                self._tokens = 0.0
+                self.write(number, figures)
+                if self._progress:
+                    self._progress(number, self._options.total_steps, figures)
+
+    def write(self, number: int, figures: Mapping[str, float]) -> None:
+        self._writer.write({"stage": self._options.stage, "step": number, **figures})

@@ -1,0 +1,61 @@
+"""How fast a loop runs and how much of its time the device waits for data."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+
+class Meter:
+    """Rates since the last reading.
+
+    `data_wait` is the share of wall time in which the device had finished its work while the next batch
+    was still being made: time spent on data behind a busy device costs nothing and is not counted.
+    """
+
+    def __init__(self):
+        self._watcher = ThreadPoolExecutor(1, "device-watcher")
+        self._finished: Future[float] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new window, so that evaluation and checkpoints count as neither work nor waiting."""
+        self._start = time.perf_counter()
+        self._waited = self._samples = self._flops = 0.0
+
+    def watch(self, outputs: Any) -> None:
+        """Note when the device finishes `outputs`."""
+        self._finished = self._watcher.submit(_completion_time, outputs)
+
+    def fetched(self, started: float) -> None:
+        """A batch whose making began at `started` (perf_counter) is ready now."""
+        now = time.perf_counter()
+        if self._finished is None:
+            self._waited += now - started
+        elif self._finished.done():
+            self._waited += max(0.0, now - max(started, self._finished.result()))
+
+    def add(self, samples: int, flops: float) -> None:
+        """Count work handed to the device."""
+        self._samples += samples
+        self._flops += flops
+
+    def read(self, tokens: float) -> dict[str, float]:
+        """Rates of this window, during which `tokens` tokens were processed; starts the next one."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        rates = {"samples_per_s": self._samples / elapsed, "data_wait": min(self._waited / elapsed, 1.0)}
+        if tokens:
+            rates["tokens_per_s"] = tokens / elapsed
+        if self._flops:
+            rates["model_flops_per_s"] = self._flops / elapsed
+        self.reset()
+        return rates
+
+    def close(self) -> None:
+        self._watcher.shutdown()
+
+
+def _completion_time(outputs: Any) -> float:
+    jax.block_until_ready(outputs)
+    return time.perf_counter()

@@ -1,0 +1,134 @@
+"""AdamW with a schedule, per-module learning rates and frozen modules."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jvlmm.errors import ConfigError
+
+_UNDECAYED = re.compile(r"bias|scale|norm|^ln(_|$)")
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101). Modules are the top-level keys of the parameters."""
+
+    learning_rate: float = 1e-5  # peak
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    end_learning_rate: float = 0.0  # where the schedule arrives after the last step
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # of matrices and embeddings; norms and biases never decay
+    clip_norm: float | None = 1.0  # global norm over the trainable modules
+    learning_rates: Mapping[str, float] = field(default_factory=dict)  # module → multiplier of learning_rate
+    freeze: tuple[str, ...] = ()  # modules without gradient and without optimiser state
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optax transformation of the trainable modules, its schedule, and what is frozen."""
+
+    transform: optax.GradientTransformation
+    schedule: Callable[[Any], Any]  # step → learning rate
+    freeze: frozenset[str]
+
+    def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(trainable, frozen) modules of `params`."""
+        trainable = {name: tree for name, tree in params.items() if name not in self.freeze}
+        return trainable, {name: params[name] for name in params if name in self.freeze}
+
+    def init(self, trainable: Mapping[str, Any]) -> Any:
+        """Optimiser state with float32 moments, whatever the dtype of the parameters."""
+        return self.transform.init(_float32(trainable))
+
+    def update(self, gradients: Any, opt_state: Any, trainable: Any) -> tuple[Any, Any]:
+        """(new parameters in their own dtype, new optimiser state)."""
+        updates, opt_state = self.transform.update(_float32(gradients), opt_state, _float32(trainable))
+        return optax.apply_updates(trainable, updates), opt_state
+
+
+def make_schedule(options: OptimizerOptions, total_steps: int) -> Callable[[Any], Any]:
+    """Learning rate of update `step` (from 0): linear warm-up to the peak, then the named decay.
+
+    The first update already moves: rate(step) = peak · (step + 1) / warmup_steps during warm-up.
+    """
+    peak, end, warmup = options.learning_rate, options.end_learning_rate, options.warmup_steps
+    if not 0 <= warmup < max(total_steps, 1):
+        raise ConfigError(f"warmup_steps = {warmup} must be at least 0 and less than the total of {total_steps} steps")
+    decay_steps = total_steps - warmup
+    match options.schedule:
+        case "constant":
+            if end:
+                raise ConfigError(f"end_learning_rate = {end} has no effect on schedule 'constant'; leave it at 0")
+            decay = optax.constant_schedule(peak)
+        case "cosine":
+            decay = optax.cosine_decay_schedule(peak, decay_steps, alpha=end / peak if peak else 0.0)
+        case "linear":
+            decay = optax.linear_schedule(peak, end, decay_steps)
+        case unknown:
+            raise ConfigError(f"schedule = {unknown!r}: choose 'constant', 'cosine' or 'linear'")
+    if warmup == 0:
+        return decay
+    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1)
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(options: OptimizerOptions, total_steps: int, modules: Iterable[str]) -> Optimizer:
+    """The optimiser over `modules` (the top-level keys of the parameters); a misspelt module is refused."""
+    modules = tuple(modules)
+    _check_modules("freeze", options.freeze, modules)
+    _check_modules("learning_rates", options.learning_rates, modules)
+    if both := set(options.freeze) & set(options.learning_rates):
+        raise ConfigError(
+            f"learning_rates names {sorted(both)}, which freeze excludes from training; drop one of the two"
+        )
+    if set(options.freeze) == set(modules):
+        raise ConfigError(f"freeze = {tuple(options.freeze)} leaves nothing to train; leave out one of {modules}")
+    schedule = make_schedule(options, total_steps)
+    stages = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm is not None else []
+    stages.append(optax.scale_by_adam(options.b1, options.b2, options.eps))
+    if options.weight_decay:
+        stages.append(optax.add_decayed_weights(options.weight_decay, mask=decay_mask))
+    if options.learning_rates:
+        stages.append(_scale_modules(options.learning_rates))
+    stages.append(optax.scale_by_learning_rate(schedule))
+    return Optimizer(optax.chain(*stages), schedule, frozenset(options.freeze))
+
+
+def decay_mask(params: Any) -> Any:
+    """Tree of bool: True for matrices and embeddings, False for anything named a norm, scale or bias.
+
+    Decided by name, not by rank: parameters stacked over layers give a norm two axes.
+    """
+
+    def decays(path, _):
+        return not any(_UNDECAYED.search(str(getattr(key, "key", key))) for key in path)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _scale_modules(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiply the updates of each named module."""
+
+    def update(updates, _):
+        return {name: optax.tree.scale(multipliers.get(name, 1.0), tree) for name, tree in updates.items()}
+
+    return optax.stateless(update)
+
+
+def _check_modules(field_name: str, names: Iterable[str], modules: tuple[str, ...]) -> None:
+    if unknown := sorted(set(names) - set(modules)):
+        raise ConfigError(
+            f"{field_name} names {unknown[0]!r}, which is no module of the model; choose from {list(modules)}"
+        )
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

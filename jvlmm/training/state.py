@@ -1,0 +1,25 @@
+"""Everything a training step carries from one call to the next."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jvlmm.training.optimizer import Optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters and optimiser state after `step` updates; a plain pytree."""
+
+    step: jax.Array  # int32 []
+    params: Mapping[str, Any]  # {module: nested dict of arrays}, dtype of the model's `param_dtype`
+    opt_state: Any  # optax state of the trainable modules; moments float32, shaped as their parameters
+
+
+def create_state(params: Mapping[str, Any], optimizer: Optimizer) -> TrainState:
+    """State before the first update. The step donates it, so `params` may not be used afterwards."""
+    trainable, _ = optimizer.split(params)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(trainable))
