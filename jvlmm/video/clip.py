@@ -13,6 +13,7 @@ class Clip:
     times: np.ndarray  # float64 [T], presentation time in seconds from the start of the file
     indices: np.ndarray  # int64 [T], frame numbers in presentation order
     duration: float  # seconds of the whole video (0 for an image)
+    fps: float = 0.0  # rate of the frames taken, over the part of the video they were taken from (0 for an image)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""Opening a media file, choosing its video stream, and turning every failure into one VideoError line."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+from av.stream import Disposition
+
+from jvlmm.errors import VideoError
+
+
+@contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say which file an error is about: every failure inside becomes `VideoError("PATH: reason; remedy")`."""
+    try:
+        yield
+    except VideoError as error:
+        message = str(error)
+        raise VideoError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from None
+    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise VideoError(f"{path}: cannot be decoded ({reason}); check the file or re-encode it") from error
+
+
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """The path of an existing regular file; VideoError for anything else, before anything could block on it."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise VideoError("no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        raise VideoError(f"cannot be read ({getattr(error, 'strerror', None) or error}); check the path") from None
+    if stat.S_ISDIR(mode):
+        raise VideoError("is a directory; give a video or image file")
+    if not stat.S_ISREG(mode):
+        raise VideoError("is not a regular file; copy its contents into a file first")
+    if path.stat().st_size == 0:
+        raise VideoError("is empty; fetch the file again")
+    return path
+
+
+@contextmanager
+def open_container(path: str | os.PathLike[str]) -> Iterator[av.container.InputContainer]:
+    """Open a media file for reading; VideoError where it is none."""
+    file = check_file(path)
+    try:
+        # The file: protocol keeps FFmpeg from reading a name such as "http:x" or "concat:a|b" as anything but a file.
+        container = av.open(f"file:{file}", metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        reason = error.strerror or "unknown format"
+        raise VideoError(f"is no readable video ({reason}); check the file or re-encode it") from None
+    with container:
+        yield container
+
+
+def video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """Streams of moving pictures; the cover pictures of audio files are left out."""
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
+def choose_stream(container: av.container.InputContainer, index: int | None = None) -> av.VideoStream:
+    """The stream numbered `index` in the file, or the best one as FFmpeg ranks them; VideoError where there is none."""
+    streams = {stream.index: stream for stream in video_streams(container)}
+    if not streams:
+        kinds = sorted({stream.type for stream in container.streams})
+        raise VideoError(f"has no video stream (only {', '.join(kinds) or 'nothing'}); give a file with pictures")
+    if index is None:
+        best = container.streams.best("video")
+        return streams.get(best.index if best is not None else -1, next(iter(streams.values())))
+    if index not in streams:
+        raise VideoError(f"stream {index} is no video stream; choose one of {', '.join(map(str, streams))}")
+    return streams[index]

@@ -1,0 +1,34 @@
+"""What a file may ask of the machine before it is refused."""
+
+from dataclasses import dataclass
+
+from jvlmm.errors import ConfigError, VideoError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds checked before any pixel is decoded, and the deadline of one file in a worker process."""
+
+    deadline_s: float = 30.0  # wall-clock seconds for one file; a worker that takes longer is killed
+    max_frames: int = 1024  # frames taken from one video
+    max_pixels: int = 7680 * 4320  # width x height of one decoded frame or image
+    max_side: int = 16_384  # width or height of one decoded frame or image
+
+    def __post_init__(self) -> None:
+        for name in ("deadline_s", "max_frames", "max_pixels", "max_side"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"limits.{name}={getattr(self, name)} must be positive")
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise VideoError where a frame is larger than allowed."""
+        if width < 1 or height < 1:
+            raise VideoError("has no frame size in its header; re-encode it")
+        if max(width, height) > self.max_side:
+            raise VideoError(f"is {width}x{height} pixels, a side may have {self.max_side}; scale it down")
+        if width * height > self.max_pixels:
+            raise VideoError(f"is {width}x{height} pixels, a frame may have {self.max_pixels} in all; scale it down")
+
+    def check_count(self, num_frames: int) -> None:
+        """Raise VideoError where more frames are taken than allowed."""
+        if num_frames > self.max_frames:
+            raise VideoError(f"{num_frames} frames are asked for, the limit is {self.max_frames}; lower frames.fps")

@@ -1,0 +1,94 @@
+"""Which frames of a video to look at."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from jvlmm.errors import ConfigError, VideoError
+
+FRAME_FACTOR = 2  # frames per temporal patch: counts are multiples of it
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """How many frames to take, and by which rule.
+
+    `qwen-vl-utils` takes `fps` frames per second within [min_frames, max_frames], or `num_frames` where it is
+    given. `uniform` needs `num_frames`. Both keep the count even and spread it from the first frame to the last.
+    """
+
+    sampler: str = "qwen-vl-utils"
+    fps: float = 2.0  # frames per second, before the bounds
+    num_frames: int | None = None
+    min_frames: int = 4
+    max_frames: int = 768
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(f"frames.sampler={self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ConfigError(f"frames.fps={self.fps} must be a positive number of frames per second")
+        if self.num_frames is not None and self.num_frames < FRAME_FACTOR:
+            raise ConfigError(f"frames.num_frames={self.num_frames} must be at least {FRAME_FACTOR}, or None")
+        if self.sampler == "uniform" and self.num_frames is None:
+            raise ConfigError("frames.sampler='uniform' needs frames.num_frames; set it, for instance to 16")
+        if not FRAME_FACTOR <= self.min_frames <= self.max_frames:
+            raise ConfigError(
+                f"frames.min_frames={self.min_frames}, frames.max_frames={self.max_frames}: "
+                f"need {FRAME_FACTOR} <= min_frames <= max_frames"
+            )
+
+
+def smart_nframes(total_frames: int, video_fps: float, options: FrameOptions) -> int:
+    """Number of frames by the rule of `qwen_vl_utils.vision_process.smart_nframes`.
+
+    Raises VideoError where the video has fewer than two frames, or fewer than `num_frames` asks for.
+    """
+    if options.num_frames is not None:
+        count = round(options.num_frames / FRAME_FACTOR) * FRAME_FACTOR
+    else:
+        low = math.ceil(options.min_frames / FRAME_FACTOR) * FRAME_FACTOR
+        high = min(options.max_frames, total_frames) // FRAME_FACTOR * FRAME_FACTOR
+        wanted = total_frames / video_fps * options.fps
+        count = int(min(max(wanted, low), high, total_frames)) // FRAME_FACTOR * FRAME_FACTOR
+    return _checked(count, total_frames)
+
+
+def spread(total_frames: int, count: int) -> np.ndarray:
+    """round(linspace(0, total_frames - 1, count)), int64 [count].
+
+    Computed in float32 and from both ends inwards as `torch.linspace` does, so that ties round to the same frame.
+    """
+    step = np.float32(total_frames - 1) / np.float32(max(count - 1, 1))
+    position = np.arange(count, dtype=np.float32)
+    from_start = step * position
+    from_end = np.float32(total_frames - 1) - step * (np.float32(count - 1) - position)
+    return np.rint(np.where(np.arange(count) < count // 2, from_start, from_end)).astype(np.int64)
+
+
+def sample_qwen(total_frames: int, video_fps: float, options: FrameOptions) -> np.ndarray:
+    """The frames `qwen_vl_utils` looks at: int64 [n], increasing."""
+    return spread(total_frames, smart_nframes(total_frames, video_fps, options))
+
+
+def sample_uniform(total_frames: int, video_fps: float, options: FrameOptions) -> np.ndarray:
+    """`options.num_frames`, floored to even, from the first frame to the last: int64 [n], increasing."""
+    del video_fps
+    count = (options.num_frames or 0) // FRAME_FACTOR * FRAME_FACTOR
+    return spread(total_frames, _checked(count, total_frames))
+
+
+def _checked(count: int, total_frames: int) -> int:
+    if total_frames < FRAME_FACTOR:
+        plural = "" if total_frames == 1 else "s"
+        raise VideoError(f"has {total_frames} frame{plural}, a video needs at least {FRAME_FACTOR}; use it as an image")
+    if count > total_frames:
+        raise VideoError(f"has {total_frames} frames, {count} are asked for; lower frames.num_frames")
+    return count
+
+
+Sampler = Callable[[int, float, FrameOptions], np.ndarray]
+SAMPLERS: Mapping[str, Sampler] = MappingProxyType({"qwen-vl-utils": sample_qwen, "uniform": sample_uniform})

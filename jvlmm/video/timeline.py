@@ -1,0 +1,106 @@
+"""When each frame of a video is shown: read from the packets, or from decoded frames where packets do not say."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from jvlmm.errors import VideoError
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Presentation times of all frames of one video stream."""
+
+    pts: np.ndarray  # int64 [T], increasing, in units of time_base
+    time_base: Fraction  # seconds per unit
+    keyframes: np.ndarray  # int64 [K], numbers of the frames at which decoding can start
+    fps: float  # average frames per second
+    duration: float  # seconds from the first frame to the end of the last
+
+    @property
+    def times(self) -> np.ndarray:
+        """float64 [T], seconds; the first frame is at 0."""
+        return (self.pts - self.pts[0]) * float(self.time_base)
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    def within(self, start: float | None, end: float | None) -> tuple[int, int]:
+        """Numbers [first, stop) of the frames shown from `start` to `end` seconds, both included."""
+        first = 0 if start is None else int(np.searchsorted(self.times, start - 1e-6, "left"))
+        stop = len(self) if end is None else int(np.searchsorted(self.times, end + 1e-6, "right"))
+        return first, max(first, stop)
+
+
+def scan_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Timeline | None:
+    """Timeline from one pass over the packets; None where they carry no distinct times. VideoError where it is cut."""
+    packets = [p for p in container.demux(stream) if p.size]
+    if not packets:
+        raise VideoError("has no frames; check the file or re-encode it")
+    shown = [p for p in packets if not p.is_discard]
+    stamps = {p.pts for p in shown}
+    if not shown or None in stamps or len(stamps) != len(shown):
+        return None
+    pts = np.array(sorted(stamps), np.int64)
+    keys = np.searchsorted(pts, np.array(sorted(p.pts for p in shown if p.is_keyframe), np.int64))
+    timeline = build_timeline(stream, pts, keys, shown[-1].duration or 0)
+    check_complete(container, stream, timeline, len(packets))
+    return timeline
+
+
+def scan_frames(frames: list[int | None], stream: av.VideoStream) -> Timeline:
+    """Timeline from the presentation times of all decoded frames, in the order the decoder gave them."""
+    if not frames:
+        raise VideoError("has no frames that can be decoded; check the file or re-encode it")
+    base = stream.time_base or Fraction(1, 1000)
+    pts = np.array([-1 if p is None else p for p in frames], np.int64)
+    if None in frames or np.any(np.diff(pts) <= 0):
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        pts = np.rint(np.arange(len(frames)) / (rate * float(base))).astype(np.int64)
+    return build_timeline(stream, pts, np.zeros(1, np.int64))
+
+
+def build_timeline(stream: av.VideoStream, pts: np.ndarray, keyframes: np.ndarray, last_duration: int = 0) -> Timeline:
+    """Sorted presentation times with their average rate and the duration."""
+    base = stream.time_base or Fraction(1, 1000)
+    fps = frame_rate(stream, pts)
+    tail = last_duration * float(base) or 1 / fps
+    return Timeline(pts, base, keyframes, fps, float((pts[-1] - pts[0]) * base) + tail)
+
+
+def frame_rate(stream: av.VideoStream, pts: np.ndarray) -> float:
+    """Average frames per second: the header's, which is exact, unless the times contradict it by over a frame."""
+    stated = float(stream.average_rate or stream.guessed_rate or 0)
+    span = float((pts[-1] - pts[0]) * (stream.time_base or Fraction(1, 1000)))
+    measured = (len(pts) - 1) / span if span > 0 else 0.0
+    if stated and abs(stated * span - (len(pts) - 1)) <= 1.5:
+        return stated
+    return measured or stated or 25.0
+
+
+def check_complete(
+    container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline, packets: int
+) -> None:
+    """Raise VideoError where the header promises frames that the file no longer holds."""
+    promised = promised_duration(container, stream)
+    slack = 2 / timeline.fps + 0.1
+    fewer = stream.frames == 0 or packets < stream.frames
+    if fewer and promised is not None and timeline.duration < promised - slack:
+        raise VideoError(
+            f"is cut short: {timeline.duration:.2f} of {promised:.2f} s are there; fetch the file again or re-encode it"
+        )
+
+
+def promised_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
+    """Seconds the header gives this stream; None where it does not say."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    tag = stream.metadata.get("DURATION", "")
+    try:
+        hours, minutes, seconds = (float(part) for part in tag.split(":"))
+        return hours * 3600 + minutes * 60 + seconds
+    except ValueError:
+        alone = len(container.streams) == 1 and container.duration is not None
+        return container.duration / av.time_base if alone else None
