@@ -1,0 +1,183 @@
+"""The language model: grouped-query attention, M-RoPE, SwiGLU, RMSNorm (Qwen2.5, Qwen2.5-VL)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvlmm.models.attention import attend
+from jvlmm.models.cache import KVCache, LayerCache, cache_from_prompt
+from jvlmm.models.config import ModelConfig, TextConfig
+from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rematerialise, rotate
+
+_EMBED_INIT = nn.initializers.normal(0.02)
+
+
+def mrope_tables(positions: jax.Array, config: TextConfig) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the multimodal rotary embedding (Qwen2-VL, Wang et al. 2024, section 2.1).
+
+    The frequencies are dealt to time, height and width in three runs of `mrope_section`.
+
+    Args:
+        positions: int32 [B, 3, L].
+
+    Returns:
+        two float32 [B, L, head_dim / 2].
+    """
+    axis_of_frequency = np.repeat(np.arange(3), config.mrope_section)
+    frequencies = inverse_frequencies(config.head_dim, config.rope_theta)
+    angles = positions.astype(jnp.float32)[:, axis_of_frequency] * frequencies[:, None]
+    angles = angles.swapaxes(1, 2)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention over the tokens given, or over a cache they are written to."""
+
+    config: ModelConfig
+
+    def setup(self):
+        text = self.config.text
+        kv = (text.num_kv_heads, text.head_dim)
+        self.q_proj = linear(self.config, (text.num_heads, text.head_dim), ("embed", "heads", "head_dim"), bias=True)
+        self.k_proj = linear(self.config, kv, ("embed", "kv_heads", "head_dim"), bias=True)
+        self.v_proj = linear(self.config, kv, ("embed", "kv_heads", "head_dim"), bias=True)
+        names = ("heads", "head_dim", "embed")
+        self.o_proj = linear(self.config, text.hidden_size, names, bias=False, axis=(-2, -1))
+
+    def __call__(self, x, rope, segments, cache: LayerCache | None):
+        """x [B, L, D] -> ([B, L, D], (keys, values) [B, H_kv, L, head_dim] or the written cache)."""
+        cos, sin = (table[:, None] for table in rope)  # over heads
+        query = rotate(self.q_proj(x).swapaxes(1, 2), cos, sin)
+        key = rotate(self.k_proj(x).swapaxes(1, 2), cos, sin)
+        value = self.v_proj(x).swapaxes(1, 2)
+        if cache is None:
+            mixed = attend(query, key, value, *segments, causal=True)
+            return self.o_proj(mixed), (key, value)
+        cache = cache.write(key, value)
+        return self.o_proj(attend(query, *cache.read(), *segments)), cache
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP with residuals."""
+
+    config: ModelConfig
+
+    def setup(self):
+        text = self.config.text
+        norm = (text.rms_norm_eps, "embed", self.config.dtype, self.config.param_dtype)
+        self.input_layernorm = RMSNorm(*norm)
+        self.self_attn = Attention(self.config)
+        self.post_attention_layernorm = RMSNorm(*norm)
+        self.mlp = GatedMLP(self.config, text.intermediate_size, ("embed", "mlp"), bias=False)
+
+    def __call__(self, x, rope, segments, cache=None):
+        """As `Attention`."""
+        mixed, kept = self.self_attn(self.input_layernorm(x), rope, segments, cache)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), kept
+
+
+class Embedding(nn.Module):
+    """A table [V, D]; also the shape of the output head, whose rows are words in the same way."""
+
+    config: ModelConfig
+
+    def setup(self):
+        text = self.config.text
+        init = nn.with_logical_partitioning(_EMBED_INIT, ("vocab", "embed"))
+        self.embedding = self.param("embedding", init, (text.vocab_size, text.hidden_size), self.config.param_dtype)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm; `lm_head` exists where the head is not tied to the embedding."""
+
+    config: ModelConfig
+
+    def setup(self):
+        config, text = self.config, self.config.text
+        self.embed = Embedding(config)
+        if config.scan_layers:
+            self.layers = DecoderLayer(config)
+        else:
+            layer = rematerialise(DecoderLayer, config)
+            self.layers = [layer(config) for _ in range(text.num_layers)]
+        self.norm = RMSNorm(text.rms_norm_eps, "embed", config.dtype, config.param_dtype)
+        if not text.tie_word_embeddings:
+            self.lm_head = Embedding(config)
+
+    def head(self) -> jax.Array:
+        """The output head [V, D]."""
+        return (self.embed if self.config.text.tie_word_embeddings else self.lm_head).embedding
+
+    def inputs(self, tokens, visual_index=None, features=None) -> jax.Array:
+        """Embeddings [B, L, D] of the tokens, with feature rows where `visual_index` is not -1."""
+        x = self.embed(tokens)
+        if features is None:
+            return x
+        rows = jnp.take(features, jnp.maximum(visual_index, 0), axis=0).astype(x.dtype)
+        return jnp.where((visual_index >= 0)[..., None], rows, x)
+
+    def __call__(self, x, positions, segment_ids, keep: bool = False):
+        """x [B, L, D] -> (hidden [B, L, D], (keys, values) of every layer, or None without `keep`)."""
+        rope = mrope_tables(positions, self.config.text)
+        segments = (segment_ids, segment_ids)
+        if self.config.scan_layers:
+            x, kept = self._scan(lambda layer, x, _: _run(layer, x, rope, segments, keep), x)
+        else:
+            x, kept = _run_all(self.layers, x, rope, segments, keep)
+        return self.norm(x), kept
+
+    def prefill(self, x, positions, segment_ids, cache_length: int):
+        """As `__call__`, and the cache of `cache_length` slots that holds the prompt."""
+        hidden, (keys, values) = self(x, positions, segment_ids, keep=True)
+        return hidden, cache_from_prompt(keys, values, segment_ids, cache_length)
+
+    def step(self, x, positions, cache: KVCache):
+        """One token a row: x [B, 1, D], positions [B, 3, 1] -> (hidden [B, 1, D], cache)."""
+        slot = cache.length
+        valid = jax.lax.dynamic_update_slice(cache.valid, jnp.ones_like(cache.valid[:, :1]), (0, slot))
+        rope = mrope_tables(positions, self.config.text)
+        segments = (jnp.ones(x.shape[:2], jnp.int32), valid.astype(jnp.int32))
+
+        def run(layer, carry, index):
+            x, keys, values = carry
+            x, past = layer(x, rope, segments, LayerCache(keys, values, slot, index))
+            return (x, past.keys, past.values), None
+
+        if self.config.scan_layers:
+            (x, keys, values), _ = self._scan(run, (x, cache.keys, cache.values))
+        else:
+            pairs = []
+            for layer, *past in zip(self.layers, cache.keys, cache.values, strict=True):
+                (x, *past), _ = run(layer, (x, *past), None)
+                pairs.append(past)
+            keys, values = (tuple(each) for each in zip(*pairs, strict=True))
+        return self.norm(x), KVCache(keys, values, valid, slot + 1)
+
+    def _scan(self, body, carry):
+        """Run `body(layer, carry, index)` over the stacked layers."""
+        scan = nn.scan(
+            rematerialise(body, self.config),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.config.text.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scan(self.layers, carry, jnp.arange(self.config.text.num_layers))
+
+
+def _run(layer, x, rope, segments, keep):
+    x, kept = layer(x, rope, segments)
+    return x, kept if keep else None
+
+
+def _run_all(layers, x, rope, segments, keep):
+    kept = []
+    for layer in layers:
+        x, pair = _run(layer, x, rope, segments, keep)
+        kept.append(pair)
+    return x, tuple(zip(*kept, strict=True)) if keep else None

@@ -1,0 +1,176 @@
+"""config.json of a Qwen2.5-VL checkpoint, read in every published layout and written in the hub's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import Qwen2_5_VLConfig
+
+from jvlmm.errors import CheckpointError
+from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
+
+MODEL_TYPE = "qwen2_5_vl"
+ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+
+
+def load_config(directory: str | Path) -> ModelConfig:
+    """Shape and special tokens of the checkpoint in `directory`; execution options keep their defaults.
+
+    Reads the flat layout of the hub (`rope_scaling`) and the nested one of transformers 5 (`rope_parameters`), the
+    end and pad tokens of generation_config.json and the normalisation of preprocessor_config.json where they exist.
+    Raises CheckpointError for a missing or malformed file, another architecture, or a feature that is not supported.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such checkpoint directory; pass a folder that holds config.json")
+    raw = read_json(directory / "config.json")
+    if raw.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: model_type is {raw.get('model_type')!r}; only {MODEL_TYPE!r} is supported"
+        )
+    try:
+        config = Qwen2_5_VLConfig.from_dict(raw)
+        _require_supported(config, directory / "config.json")
+        return ModelConfig(
+            vision=_vision_config(config, _optional_json(directory / "preprocessor_config.json")),
+            text=_text_config(config),
+            tokens=_special_tokens(config, _optional_json(directory / "generation_config.json")),
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        message = " ".join(str(error).split())
+        raise CheckpointError(f"{directory / 'config.json'}: not a usable {MODEL_TYPE} config: {message}") from error
+
+
+def hub_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The flat config.json of the hub's Qwen2.5-VL checkpoints, which transformers 4.49 and all later read."""
+    text, vision, tokens = config.text, config.vision, config.tokens
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": MODEL_TYPE,
+        "torch_dtype": dtype,
+        "attention_dropout": 0.0,
+        "bos_token_id": tokens.pad,
+        "eos_token_id": tokens.eos[0],
+        "pad_token_id": tokens.pad,
+        "image_token_id": tokens.image,
+        "video_token_id": tokens.video,
+        "vision_start_token_id": tokens.vision_start,
+        "vision_end_token_id": tokens.vision_end,
+        "hidden_act": "silu",
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "max_position_embeddings": text.max_position_embeddings,
+        "max_window_layers": text.num_layers,
+        "num_attention_heads": text.num_heads,
+        "num_hidden_layers": text.num_layers,
+        "num_key_value_heads": text.num_kv_heads,
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": text.rope_theta,
+        "rope_scaling": {"type": "mrope", "mrope_section": list(text.mrope_section)},
+        "tie_word_embeddings": text.tie_word_embeddings,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": text.vocab_size,
+        "vision_config": {
+            "depth": vision.depth,
+            "fullatt_block_indexes": list(vision.fullatt_block_indexes),
+            "hidden_act": "silu",
+            "hidden_size": vision.hidden_size,
+            "in_channels": vision.in_channels,
+            "intermediate_size": vision.intermediate_size,
+            "num_heads": vision.num_heads,
+            "out_hidden_size": vision.out_hidden_size,
+            "patch_size": vision.patch_size,
+            "spatial_merge_size": vision.spatial_merge_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "tokens_per_second": _integer_where_exact(vision.tokens_per_second),
+            "window_size": vision.window_size,
+        },
+    }
+
+
+def generation_config(config: ModelConfig) -> dict[str, Any]:
+    """generation_config.json: the tokens that end and pad a completion."""
+    return {"eos_token_id": list(config.tokens.eos), "pad_token_id": config.tokens.pad, "do_sample": False}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of the checkpoint; missing or malformed is a CheckpointError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; the checkpoint is incomplete, download it again") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}; download it again")
+    return value
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _require_supported(config: Qwen2_5_VLConfig, path: Path) -> None:
+    """Refuses what the model would silently compute otherwise."""
+    text, vision = config.text_config, config.vision_config
+    checks = [
+        ("hidden_act", text.hidden_act, "silu"),
+        ("vision_config.hidden_act", vision.hidden_act, "silu"),
+        ("rope type", text.rope_parameters["rope_type"], "default"),
+        ("use_sliding_window", bool(text.use_sliding_window), False),
+        ("vision rope_theta", vision.rope_parameters.get("rope_theta", 10000.0), 10000.0),
+    ]
+    for name, found, supported in checks:
+        if found != supported:
+            raise CheckpointError(f"{path}: {name} is {found!r}; only {supported!r} is supported")
+
+
+def _vision_config(config: Qwen2_5_VLConfig, preprocessor: dict[str, Any]) -> VisionConfig:
+    vision = config.vision_config
+    names = (
+        "depth hidden_size num_heads intermediate_size out_hidden_size patch_size temporal_patch_size "
+        "spatial_merge_size window_size in_channels tokens_per_second"
+    )
+    statistics = {name: tuple(preprocessor[name]) for name in ("image_mean", "image_std") if preprocessor.get(name)}
+    return VisionConfig(
+        **{name: getattr(vision, name) for name in names.split()},
+        fullatt_block_indexes=tuple(vision.fullatt_block_indexes),
+        **statistics,
+    )
+
+
+def _text_config(config: Qwen2_5_VLConfig) -> TextConfig:
+    text = config.text_config
+    return TextConfig(
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        num_kv_heads=text.num_key_value_heads,
+        rope_theta=float(text.rope_parameters["rope_theta"]),
+        mrope_section=tuple(text.rope_parameters["mrope_section"]),
+        rms_norm_eps=text.rms_norm_eps,
+        tie_word_embeddings=config.tie_word_embeddings,
+        max_position_embeddings=text.max_position_embeddings,
+    )
+
+
+def _special_tokens(config: Qwen2_5_VLConfig, generation: dict[str, Any]) -> SpecialTokens:
+    eos = generation.get("eos_token_id", config.text_config.eos_token_id)
+    eos = SpecialTokens.eos if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    pads = (generation.get("pad_token_id"), config.text_config.pad_token_id, eos[-1])
+    return SpecialTokens(
+        image=config.image_token_id,
+        video=config.video_token_id,
+        vision_start=config.vision_start_token_id,
+        vision_end=config.vision_end_token_id,
+        eos=eos,
+        pad=next(pad for pad in pads if pad is not None),
+    )
+
+
+def _integer_where_exact(value: float) -> float:
+    """transformers wants whole tokens per second as an int."""
+    return int(value) if value == int(value) else value

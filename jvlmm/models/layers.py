@@ -1,0 +1,98 @@
+"""What the vision tower and the decoder share: projections, RMSNorm, rotary embedding, gated MLP, remat."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvlmm.models.config import ModelConfig
+
+_KERNEL_INIT = nn.initializers.normal(0.02)
+
+
+def linear(config: ModelConfig, features, names: tuple[str, ...], bias: bool, axis=-1, name: str | None = None):
+    """A Linen projection whose kernel is [*inputs, *features], with the logical axis `names` of that kernel.
+
+    Args:
+        features: an int, or several to project onto (heads, head_dim).
+        axis: the input axes contracted; (-2, -1) contracts heads and head_dim.
+    """
+    inputs = 1 if isinstance(axis, int) else len(axis)
+    return nn.DenseGeneral(
+        features,
+        axis=axis,
+        name=name,
+        use_bias=bias,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        kernel_init=nn.with_logical_partitioning(_KERNEL_INIT, names),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, names[inputs:]),
+    )
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation with float32 statistics (Zhang and Sennrich 2019)."""
+
+    eps: float
+    name_of_axis: str
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., D] to `dtype` [..., D]."""
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.name_of_axis,))
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return scale.astype(self.dtype) * x.astype(self.dtype)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    config: ModelConfig
+    intermediate_size: int
+    names: tuple[str, str]  # logical axes of the input and of the hidden layer
+    bias: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., D] to [..., D]."""
+        inner, outer = self.names[::-1], self.names
+        gate = linear(self.config, self.intermediate_size, outer, self.bias, name="gate_proj")(x)
+        up = linear(self.config, self.intermediate_size, outer, self.bias, name="up_proj")(x)
+        return linear(self.config, x.shape[-1], inner, self.bias, name="down_proj")(nn.silu(gate) * up)
+
+
+def inverse_frequencies(dim: int, theta: float) -> np.ndarray:
+    """float32 [dim / 2]: theta^(-2i / dim), as in RoFormer (Su et al. 2021)."""
+    return (1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(np.float32)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate the pairs (x_i, x_{i + d/2}) in float32.
+
+    Args:
+        x: [..., d].
+        cos, sin: float32, broadcastable to [..., d / 2].
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def rematerialise(function: Callable, config: ModelConfig) -> Callable:
+    """Wrap a Linen class, or a function of a module, so that the backward pass recomputes it.
+
+    `config.remat`: "none" keeps every activation, "dots" keeps the results of products with weights, "full"
+    keeps only the block's input.
+    """
+    if config.remat == "none":
+        return function
+    policies = jax.checkpoint_policies
+    policy = {"dots": policies.dots_with_no_batch_dims_saveable, "full": policies.nothing_saveable}[config.remat]
+    return nn.remat(function, policy=policy, prevent_cse=not config.scan_layers)

@@ -1,0 +1,205 @@
+"""Qwen2.5-VL (Bai et al. 2025): the whole model as pure functions of a plain dict of parameters.
+
+Parameters, with D the width, H heads of size d, F the MLP's hidden size, V the vocabulary; kernels are
+[inputs, outputs], biases have the shape of the outputs:
+
+    vision
+      patch_embed: kernel [C·2·14·14, D]
+      blocks_0 … blocks_{depth-1}
+        norm1, norm2: scale [D]
+        attn: qkv {kernel [D, 3, H, d], bias [3, H, d]}, proj {kernel [H, d, D], bias [D]}
+        mlp: gate_proj, up_proj {kernel [D, F], bias [F]}, down_proj {kernel [F, D], bias [D]}
+    merger
+      ln_q: scale [D];  fc1 {kernel [4D, 4D], bias [4D]};  fc2 {kernel [4D, D_out], bias [D_out]}
+    decoder
+      embed: embedding [V, D]
+      layers_0 … layers_{n-1}
+        input_layernorm, post_attention_layernorm: scale [D]
+        self_attn: q_proj {kernel [D, H, d], bias [H, d]}, k_proj, v_proj {kernel [D, H_kv, d], bias [H_kv, d]},
+                   o_proj {kernel [H, d, D]}
+        mlp: gate_proj, up_proj {kernel [D, F]}, down_proj {kernel [F, D]}
+      norm: scale [D]
+      lm_head: embedding [V, D]  (absent where the head is tied to `embed`)
+
+With `config.scan_layers` the blocks are stacked on a leading axis under `vision/blocks` and `decoder/layers`;
+`stack_layers` and `unstack_layers` convert between the two.
+
+Logical axis names: "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp" of the decoder; "patch",
+"vision_embed", "vision_heads", "vision_head_dim", "vision_mlp", "vision_merged" (4D) and "qkv" (3) of the tower
+and merger; "layers" for the stacked axis.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvlmm.models.cache import KVCache
+from jvlmm.models.config import ModelConfig
+from jvlmm.models.decoder import Decoder
+from jvlmm.models.log_probs import project, tiled_log_probs
+from jvlmm.models.vision import PatchMerger, VisionTower
+from jvlmm.models.vision_inputs import VisionInputs, build_vision_inputs
+
+Params = Mapping[str, Any]
+_STACKS = (("vision", "blocks"), ("decoder", "layers"))
+
+
+class Qwen2_5VL(nn.Module):
+    """The Linen module; the functions below apply it to plain parameters."""
+
+    config: ModelConfig
+
+    def setup(self):
+        self.vision = VisionTower(self.config)
+        self.merger = PatchMerger(self.config)
+        self.decoder = Decoder(self.config)
+
+    def __call__(self, vision: VisionInputs, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array):
+        """Touch every parameter, for initialisation."""
+        hidden = self.forward(tokens, positions, segment_ids, jnp.zeros_like(tokens), self.encode_vision(vision))
+        return project(hidden, self.decoder.head())
+
+    def encode_vision(self, vision):
+        return self.merger(self.vision(vision))
+
+    def forward(self, tokens, positions, segment_ids, visual_index, features):
+        return self.decoder(self.decoder.inputs(tokens, visual_index, features), positions, segment_ids)[0]
+
+    def prefill(self, tokens, positions, segment_ids, visual_index, features, cache_length):
+        x = self.decoder.inputs(tokens, visual_index, features)
+        return self.decoder.prefill(x, positions, segment_ids, cache_length)
+
+    def decode_step(self, tokens, positions, cache):
+        x = self.decoder.inputs(tokens[:, None])
+        hidden, cache = self.decoder.step(x, positions[:, :, None], cache)
+        return hidden[:, 0], cache
+
+
+def _init(config: ModelConfig, key: jax.Array):
+    """Boxed parameters: arrays with their logical axis names."""
+    merge = config.vision.spatial_merge_size
+    pixels = np.zeros((merge**2, config.vision.patch_dim), np.uint8)
+    vision, _ = build_vision_inputs([pixels], [(1, merge, merge)], config.vision, fold=True)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    positions = jnp.zeros((1, 3, 1), jnp.int32)
+    return Qwen2_5VL(config).init(key, vision, tokens, positions, tokens)["params"]
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Random parameters: normal with standard deviation 0.02, biases 0, norms 1; of `config.param_dtype`."""
+    return jax.jit(lambda key: nn.meta.unbox(_init(config, key)))(key)
+
+
+def abstract_params(config: ModelConfig) -> tuple[Params, Params]:
+    """The tree of `init_params` without its arrays: ShapeDtypeStructs, and a tuple of logical axis names a leaf."""
+    boxed = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
+    # `unbox` would place arrays on the current mesh; the names and shapes are wanted without one.
+    shapes = jax.tree.map(lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype), boxed, is_leaf=_is_box)
+    return shapes, jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
+
+
+def _is_box(leaf) -> bool:
+    return isinstance(leaf, nn.meta.AxisMetadata)
+
+
+def encode_vision(params: Params, config: ModelConfig, vision: VisionInputs) -> jax.Array:
+    """Features [M, D] of the merged tokens, in window order; M = N / merge²."""
+    return _apply(params, config, "encode_vision", vision)
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    visual_index: jax.Array | None = None,
+    features: jax.Array | None = None,
+) -> jax.Array:
+    """Hidden states after the final norm.
+
+    Args:
+        tokens: int32 [B, L].
+        positions: int32 [B, 3, L]: time, height and width of M-RoPE.
+        segment_ids: int32 [B, L]: tokens attend to earlier tokens of the same number; 0 is padding.
+        visual_index: int32 [B, L]: row of `features` that replaces the token's embedding, -1 for text.
+        features: [M, D], from `encode_vision`; None for text alone.
+
+    Returns:
+        [B, L, D] of the compute dtype; rows of padding hold finite values without meaning.
+    """
+    return _apply(params, config, "forward", tokens, positions, segment_ids, visual_index, features)
+
+
+def prefill(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    visual_index: jax.Array | None,
+    features: jax.Array | None,
+    cache_length: int,
+) -> tuple[jax.Array, KVCache]:
+    """`forward` of right-padded prompts, one segment a row, and a cache of `cache_length` ≥ L slots."""
+    arguments = (tokens, positions, segment_ids, visual_index, features, cache_length)
+    return _apply(params, config, "prefill", *arguments)
+
+
+def decode_step(
+    params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, cache: KVCache
+) -> tuple[jax.Array, KVCache]:
+    """One more token a row: tokens int32 [B], positions int32 [B, 3] -> (hidden [B, D], cache).
+
+    The caller keeps `cache.length` below the capacity: a write past the end would fall on the last slot.
+    """
+    return _apply(params, config, "decode_step", tokens, positions, cache)
+
+
+def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """float32 [..., V] of hidden [..., D]."""
+    return project(hidden.astype(config.dtype), output_head(params))
+
+
+def token_log_probs(
+    params: Params, config: ModelConfig, hidden: jax.Array, targets: jax.Array, tile: int = 1024
+) -> jax.Array:
+    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D], `tile` tokens at a time."""
+    return tiled_log_probs(hidden.astype(config.dtype), output_head(params), targets, tile)
+
+
+def output_head(params: Params) -> jax.Array:
+    """The head [V, D], tied or not."""
+    decoder = params["decoder"]
+    return decoder["lm_head" if "lm_head" in decoder else "embed"]["embedding"]
+
+
+def stack_layers(params: Params) -> Params:
+    """From the unrolled tree to the scanned one: `layers_0`, `layers_1`, … become `layers` with a leading axis."""
+    params = {name: dict(part) for name, part in params.items()}
+    for part, prefix in _STACKS:
+        blocks = [params[part].pop(f"{prefix}_{i}") for i in range(_count(params[part], prefix))]
+        params[part][prefix] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    return params
+
+
+def unstack_layers(params: Params) -> Params:
+    """The inverse of `stack_layers`."""
+    params = {name: dict(part) for name, part in params.items()}
+    for part, prefix in _STACKS:
+        stacked = params[part].pop(prefix)
+        for i in range(len(jax.tree.leaves(stacked)[0])):
+            params[part][f"{prefix}_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+    return params
+
+
+def _count(tree, prefix):
+    return sum(name.startswith(f"{prefix}_") for name in tree)
+
+
+def _apply(params, config, method, *arguments):
+    return Qwen2_5VL(config).apply({"params": params}, *arguments, method=method)
