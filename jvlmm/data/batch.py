@@ -1,0 +1,131 @@
+"""Sequences → one batch of static shape."""
+
+from collections.abc import Hashable
+from collections.abc import Sequence as Sized
+from dataclasses import dataclass
+
+import flax.struct
+import numpy as np
+
+from jvlmm.data.sequence import Sequence
+from jvlmm.errors import ConfigError, DataError
+from jvlmm.models.config import ModelConfig
+from jvlmm.models.vision_inputs import VisionBuckets, VisionInputs, build_vision_inputs
+
+
+@flax.struct.dataclass
+class Batch:
+    """What a step takes. Rows are right-padded; a short batch ends in rows that are padding throughout."""
+
+    tokens: np.ndarray  # int32 [B, L]
+    positions: np.ndarray  # int32 [B, 3, L], 0 on padding
+    segment_ids: np.ndarray  # int32 [B, L], 1 on tokens, 0 on padding
+    loss_mask: np.ndarray  # bool [B, L], True on the tokens to learn (each predicted from the one before it)
+    visual_index: np.ndarray  # int32 [B, L], row of the tower's output, -1 on text and padding
+    vision: VisionInputs | None  # all media of the batch; None where no row has any
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """The static shapes batches come in; every combination that occurs is compiled once."""
+
+    batch_size: int = 8  # rows; of one process, where there are several
+    length_buckets: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)  # tokens of a row, padding included
+    patch_buckets: tuple[int, ...] = ()  # patches of a batch, padding included; (): exactly as many as there are
+    frame_patches: tuple[int, ...] = ()  # patches of a frame; (): powers of two
+    fold: bool = False  # only rows with media of equal sizes share a batch, whose attention needs no gathers then
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch.batch_size={self.batch_size} must be at least 1")
+        if not self.length_buckets:
+            raise ConfigError("batch.length_buckets is empty; name at least one length, for instance 1024")
+        for name in ("length_buckets", "patch_buckets", "frame_patches"):
+            sizes = getattr(self, name)
+            if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
+                raise ConfigError(f"batch.{name}={sizes} must be positive and increase")
+
+
+def length_bucket(length: int, options: BatchOptions) -> int:
+    """The smallest bucket that holds `length` tokens."""
+    return next(bucket for bucket in options.length_buckets if bucket >= length)
+
+
+def check_fits(sequence: Sequence, options: BatchOptions) -> None:
+    """Raise DataError when a sequence is too large for every bucket."""
+    frame = max((p.grid[1] * p.grid[2] for p in sequence.patches), default=0)
+    for what, size, name in (
+        ("tokens", sequence.length, "length_buckets"),
+        ("patches", sequence.num_patches, "patch_buckets"),
+        ("patches in a frame", frame, "frame_patches"),
+    ):
+        buckets = getattr(options, name)
+        if buckets and size > buckets[-1]:
+            raise DataError(
+                f"{sequence.id}: {size} {what} exceed the largest of batch.{name}={buckets}; "
+                "lower the frames or pixels, or add a bucket"
+            )
+
+
+def fits(rows: Sized[Sequence], sequence: Sequence, options: BatchOptions) -> bool:
+    """Whether `sequence` can join `rows` without exceeding the largest patch bucket."""
+    total = sum(row.num_patches for row in rows) + sequence.num_patches
+    return not options.patch_buckets or total <= options.patch_buckets[-1]
+
+
+def bucket_key(sequence: Sequence, options: BatchOptions) -> Hashable:
+    """Sequences with equal keys may share a batch."""
+    grids = tuple(p.grid for p in sequence.patches) if options.fold else ()
+    return length_bucket(sequence.length, options), grids
+
+
+def collate(sequences: Sized[Sequence], options: BatchOptions, config: ModelConfig) -> Batch:
+    """Pad at most `batch_size` sequences to their length bucket, their media to the patch bucket, and join them.
+
+    NumPy throughout. Raises DataError when a sequence, or all of them, exceed the buckets, and ValueError
+    for an empty or too long list.
+    """
+    if not 0 < len(sequences) <= options.batch_size:
+        raise ValueError(f"{len(sequences)} sequences for a batch of {options.batch_size}")
+    for sequence in sequences:
+        check_fits(sequence, options)
+    vision, rows = _vision(sequences, options, config)
+    shape = (options.batch_size, length_bucket(max(s.length for s in sequences), options))
+    tokens = np.full(shape, config.tokens.pad, np.int32)
+    positions = np.zeros((shape[0], 3, shape[1]), np.int32)
+    segment_ids = np.zeros(shape, np.int32)
+    loss_mask = np.zeros(shape, bool)
+    visual_index = np.full(shape, -1, np.int32)
+    first = 0
+    for i, sequence in enumerate(sequences):
+        n = sequence.length
+        tokens[i, :n] = sequence.tokens
+        positions[i, :, :n] = sequence.positions
+        segment_ids[i, :n] = 1
+        loss_mask[i, :n] = sequence.loss_mask
+        is_media = sequence.visual_index >= 0
+        visual_index[i, :n][is_media] = rows[first + sequence.visual_index[is_media]]
+        first += int(is_media.sum())
+    return Batch(tokens, positions, segment_ids, loss_mask, visual_index, vision)
+
+
+def _vision(
+    sequences: Sized[Sequence], options: BatchOptions, config: ModelConfig
+) -> tuple[VisionInputs | None, np.ndarray]:
+    """The tower's inputs, and int32 [M]: its output row for each merged token, media after media."""
+    patches = [p for sequence in sequences for p in sequence.patches]
+    if not patches:
+        return None, np.zeros(0, np.int32)
+    total = sum(len(p.pixels) for p in patches)
+    sizes = options.patch_buckets
+    if sizes and total > sizes[-1]:
+        raise DataError(
+            f"{total} patches in one batch exceed the largest of batch.patch_buckets={sizes}; add a larger bucket"
+        )
+    if not sizes and options.fold:  # equal rows: as many patches as a full batch has, also when it comes short
+        sizes = (max(total, options.batch_size * sequences[0].num_patches),)
+    buckets = VisionBuckets(sizes, options.frame_patches) if sizes else None
+    vision, rows = build_vision_inputs(
+        [p.pixels for p in patches], [p.grid for p in patches], config.vision, buckets, options.fold
+    )
+    return vision, np.concatenate(rows)

@@ -1,0 +1,137 @@
+"""A stream of sequences → batches of one bucket each, as a checkpointable grain iterator."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+
+from jvlmm.data.batch import Batch, BatchOptions, bucket_key, collate, fits
+from jvlmm.data.rejections import Rejected, Rejections
+from jvlmm.data.sequence import Sequence
+from jvlmm.errors import DataError
+from jvlmm.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A batch, and which examples its rows hold."""
+
+    batch: Batch
+    ids: tuple[str, ...]
+    positions: tuple[int, ...]  # in the stream
+
+
+class GroupedBatches(grain.IterDataset):
+    """Groups a stream by bucket. A batch leaves when its bucket is full; what is left at the end leaves short."""
+
+    def __init__(
+        self,
+        stream: grain.MapDataset,
+        read: grain.ReadOptions,
+        options: BatchOptions,
+        config: ModelConfig,
+        rejections: Rejections,
+        patience: int,
+    ):
+        """`stream`: random access to Sequence or Rejected. `patience`: DataError after so many rejected in a row."""
+        super().__init__(stream.to_iter_dataset(read))
+        self._arguments = (stream, options, config, rejections, patience)
+
+    def __iter__(self) -> "GroupedBatchesIterator":
+        return GroupedBatchesIterator(iter(self._parent), *self._arguments)
+
+    def __str__(self) -> str:
+        return "GroupedBatches"
+
+
+class GroupedBatchesIterator(grain.DatasetIterator):
+    """Its state is the number of examples read and the stream positions of those still waiting for a full bucket.
+
+    Waiting examples are read again on restoring, so the state stays small and JSON-able, and the batches
+    that follow are the same ones.
+    """
+
+    def __init__(
+        self,
+        parent: grain.DatasetIterator,
+        stream: grain.MapDataset,
+        options: BatchOptions,
+        config: ModelConfig,
+        rejections: Rejections,
+        patience: int,
+    ):
+        super().__init__(parent)
+        self._stream = stream
+        self._options = options
+        self._config = config
+        self._rejections = rejections
+        self._patience = patience
+        self._rejected_in_a_row = 0
+        self._next_position = 0
+        self._waiting: dict[Any, list[tuple[int, Sequence]]] = {}  # bucket → rows, in order of arrival
+
+    def __next__(self) -> Grouped:
+        while True:
+            try:
+                item = next(self._parent)
+            except StopIteration:
+                if not self._waiting:
+                    raise
+                return self._batch(next(iter(self._waiting)))
+            position = self._next_position
+            self._next_position += 1
+            if self._admit(item):
+                full = self._add(position, item)
+                if full is not None:
+                    return full
+
+    def _admit(self, item: Sequence | Rejected) -> bool:
+        if isinstance(item, Sequence):
+            self._rejected_in_a_row = 0
+            return True
+        self._rejections.add(item)
+        self._rejected_in_a_row += 1
+        if self._rejected_in_a_row >= self._patience:
+            raise DataError(
+                f"no usable example among the last {self._rejected_in_a_row}; the last was rejected because: "
+                f"{item.reason}"
+            )
+        return False
+
+    def _add(self, position: int, sequence: Sequence) -> Grouped | None:
+        """File a sequence; the batch that leaves because of it, if one does."""
+        key = bucket_key(sequence, self._options)
+        rows = self._waiting.setdefault(key, [])
+        if not fits([row for _, row in rows], sequence, self._options):
+            leaving = self._batch(key)
+            self._waiting[key] = [(position, sequence)]
+            return leaving
+        rows.append((position, sequence))
+        return self._batch(key) if len(rows) == self._options.batch_size else None
+
+    def _batch(self, key: Any) -> Grouped:
+        positions, sequences = zip(*self._waiting.pop(key), strict=True)
+        batch = collate(sequences, self._options, self._config)
+        return Grouped(batch, tuple(s.id for s in sequences), positions)
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "read": self._parent.get_state(),
+            "next_position": self._next_position,
+            "waiting": [[position for position, _ in rows] for rows in self._waiting.values()],
+            "rejected_in_a_row": self._rejected_in_a_row,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state["read"])
+        self._next_position = state["next_position"]
+        self._rejected_in_a_row = state["rejected_in_a_row"]
+        self._waiting = {}
+        for positions in state["waiting"]:
+            for position in positions:
+                item = self._stream[position]
+                if self._admit(item):
+                    self._waiting.setdefault(bucket_key(item, self._options), []).append((position, item))
+
+    def __str__(self) -> str:
+        return "GroupedBatchesIterator"

@@ -1,0 +1,164 @@
+"""Examples → batches: shuffled, processed in threads, grouped by bucket, prepared ahead of the device."""
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+
+from jvlmm.data.batch import Batch, BatchOptions, check_fits
+from jvlmm.data.example import Example
+from jvlmm.data.grouping import GroupedBatches
+from jvlmm.data.processor import Processor
+from jvlmm.data.rejections import Rejected, Rejections
+from jvlmm.data.sequence import Sequence
+from jvlmm.errors import ConfigError, DataError, VideoError
+from jvlmm.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Host-side parallelism, and the share of a process among several."""
+
+    num_threads: int = 2  # that process examples; decoding happens in the decoder's processes
+    read_ahead: int = 16  # examples processed before they are needed
+    prefetch: int = 2  # batches collated before they are needed
+    shuffle: bool = True
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_threads < 1 or self.read_ahead < 1 or self.prefetch < 0:
+            raise ConfigError(
+                f"pipeline.num_threads={self.num_threads}, read_ahead={self.read_ahead}, prefetch={self.prefetch}: "
+                "need num_threads >= 1, read_ahead >= 1, prefetch >= 0"
+            )
+        if not 0 <= self.process_index < self.process_count:
+            raise ConfigError(
+                f"pipeline.process_index={self.process_index} must lie in [0, process_count={self.process_count})"
+            )
+
+
+class Loader:
+    """Iterator of (Batch, ids of its examples). Close it, or use it as a context manager, to stop its threads."""
+
+    def __init__(self, batches: grain.DatasetIterator, rejections: Rejections, fingerprint: dict[str, Any]):
+        self.rejections = rejections
+        self._batches = batches
+        self._fingerprint = fingerprint
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> tuple[Batch, tuple[str, ...]]:
+        grouped = next(self._batches)
+        return grouped.batch, grouped.ids
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able position after the batch last handed out, whatever has been prepared beyond it."""
+        return {"data": self._fingerprint, "batches": self._batches.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue with exactly the batches that followed `state`. DataError when it belongs to other data."""
+        for name, value in self._fingerprint.items():
+            if state["data"].get(name) != value:
+                raise DataError(
+                    f"the saved position is for {name}={state['data'].get(name)}, the data now has {name}={value}; "
+                    "restore the data and seed of that run, or start a new run directory"
+                )
+        self._batches.set_state(state["batches"])
+
+    def close(self) -> None:
+        """Stop the background threads."""
+        self._batches.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def make_loader(
+    examples: Sized[Example],
+    processor: Processor,
+    options: BatchOptions,
+    seed: int,
+    epochs: int | None = None,
+    rejected_path: str | Path | None = None,
+    pipeline: PipelineOptions = PipelineOptions(),
+) -> Loader:
+    """Training batches over `epochs` (None: without end), another order in each, the same for the same seed.
+
+    Buckets fill across epochs; what is left at the very end comes as short batches, so that no example
+    is lost. An example the processor refuses is left out, counted once, and listed in `rejected_path`.
+    With several processes each reads its own share; their batches must agree in shape, so exactly one
+    length bucket and one patch bucket are allowed then (ConfigError).
+
+    Raises DataError for an empty dataset, and while iterating when a whole epoch holds no usable example.
+    """
+    if not len(examples):
+        raise DataError("the dataset holds no examples; check its path and split")
+    if pipeline.process_count > 1 and not (len(options.length_buckets) == len(options.patch_buckets) == 1):
+        raise ConfigError(
+            f"batch.length_buckets={options.length_buckets}, batch.patch_buckets={options.patch_buckets}: "
+            f"{pipeline.process_count} processes need one bucket of each, so that their batches agree in shape"
+        )
+    stream = grain.MapDataset.source(examples)
+    if pipeline.shuffle:
+        stream = stream.shuffle(seed=seed)
+    stream = stream.repeat(epochs)
+    stream = stream[pipeline.process_index :: pipeline.process_count]
+    rejections = Rejections(rejected_path)
+    batches = _grouped(stream, processor.training, options, processor.config, rejections, pipeline, len(examples))
+    fingerprint = {"examples": len(examples), "seed": seed, "process_count": pipeline.process_count}
+    return Loader(iter(batches), rejections, fingerprint)
+
+
+def eval_batches(
+    examples: Sized[Example],
+    process: Callable[[Example], Sequence],
+    options: BatchOptions,
+    config: ModelConfig,
+    rejections: Rejections,
+    pipeline: PipelineOptions = PipelineOptions(),
+) -> Iterator[tuple[Batch, tuple[int, ...]]]:
+    """Every example once, as (Batch, indices into `examples` of its rows); the last of a bucket comes short.
+
+    `process` is `Processor.prompt` or `Processor.training`. Examples it refuses are found in `rejections`.
+    """
+    if not len(examples):
+        return
+    stream = grain.MapDataset.source(examples)
+    batches = iter(_grouped(stream, process, options, config, rejections, pipeline, patience=len(examples) + 1))
+    try:
+        for grouped in batches:
+            yield grouped.batch, grouped.positions
+    finally:
+        batches.close()
+
+
+def _grouped(
+    stream: grain.MapDataset,
+    process: Callable[[Example], Sequence],
+    options: BatchOptions,
+    config: ModelConfig,
+    rejections: Rejections,
+    pipeline: PipelineOptions,
+    patience: int,
+) -> grain.IterDataset:
+    """Grain's threads keep the order of the stream; batches are collated in one more thread after them."""
+
+    def attempt(example: Example) -> Sequence | Rejected:
+        try:
+            sequence = process(example)
+            check_fits(sequence, options)
+        except (DataError, VideoError) as error:
+            return Rejected(example.id, str(error))
+        return sequence
+
+    read = grain.ReadOptions(num_threads=pipeline.num_threads, prefetch_buffer_size=pipeline.read_ahead)
+    batches = GroupedBatches(stream.map(attempt), read, options, config, rejections, patience)
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=pipeline.prefetch)

@@ -1,0 +1,167 @@
+"""Example → Sequence: decode the media, render the prompt, place the positions."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from jvlmm.data.example import Example, Media
+from jvlmm.data.patch_cache import PatchCache
+from jvlmm.data.positions import TextAfterMedia, mrope_positions
+from jvlmm.data.prompts import Style, render
+from jvlmm.data.sequence import Sequence
+from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.errors import ConfigError, DataError, VideoError
+from jvlmm.models.config import ModelConfig
+from jvlmm.video.budget import PixelOptions, image_size, video_frame_size
+from jvlmm.video.clip import Clip, Patches
+from jvlmm.video.patches import to_patches
+from jvlmm.video.sampling import FrameOptions
+
+
+class Decoder(Protocol):
+    """What the processor asks of `jvlmm.video.workers.Decoder`."""
+
+    def video(self, path: str, frames: FrameOptions, *, start: float | None, end: float | None) -> Clip: ...
+
+    def image(self, path: str) -> Clip: ...
+
+
+@dataclass(frozen=True)
+class ProcessorOptions:
+    """How an example is asked and how much of it the model sees."""
+
+    style: Style = "direct"
+    frames: FrameOptions = field(default_factory=FrameOptions)
+    pixels: PixelOptions = field(default_factory=PixelOptions)
+    max_length: int = 8192  # tokens of one sequence, visual tokens included
+    cache_bytes: int = 0  # host memory for patches of files used again; 0 decodes every time
+    text_after_media: TextAfterMedia = "grid"  # see positions.mrope_positions
+
+    def __post_init__(self) -> None:
+        if self.style not in ("direct", "think", "describe"):
+            raise ConfigError(f"processor.style={self.style!r} is unknown; choose direct, think or describe")
+        if self.text_after_media not in ("grid", "max"):
+            raise ConfigError(f"processor.text_after_media={self.text_after_media!r} is unknown; choose grid or max")
+        if self.max_length < 1 or self.cache_bytes < 0:
+            raise ConfigError(
+                f"processor.max_length={self.max_length}, processor.cache_bytes={self.cache_bytes}: "
+                "need max_length >= 1 and cache_bytes >= 0"
+            )
+
+
+class Processor:
+    """Turns examples into sequences for one model; safe to call from several threads."""
+
+    def __init__(self, tokenizer: ChatTokenizer, config: ModelConfig, options: ProcessorOptions, decoder: Decoder):
+        """Raises ConfigError where the tokenizer and the model do not belong together."""
+        ids = {
+            "image": tokenizer.image_id,
+            "video": tokenizer.video_id,
+            "vision_start": tokenizer.vision_start_id,
+            "vision_end": tokenizer.vision_end_id,
+        }
+        for name, token_id in ids.items():
+            if getattr(config.tokens, name) != token_id:
+                raise ConfigError(
+                    f"the {name} token is {token_id} in the tokenizer and {getattr(config.tokens, name)} in the model; "
+                    "use the tokenizer of the same checkpoint"
+                )
+        if tokenizer.length > config.text.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.length} entries, the model {config.text.vocab_size}; "
+                "use the tokenizer of the same checkpoint"
+            )
+        self.tokenizer = tokenizer
+        self.config = config
+        self.options = options
+        self.cache = PatchCache(options.cache_bytes)
+        self._decoder = decoder
+
+    def prompt(self, example: Example) -> Sequence:
+        """The question, ending with the header of the assistant's turn; nothing to learn in it."""
+        return self._sequence(example, render(example, self.options.style), add_generation_prompt=True)
+
+    def training(self, example: Example) -> Sequence:
+        """The question and `example.response`, with the loss on the response and its end of turn.
+
+        `prompt` and `training` raise DataError or VideoError, the example's id first.
+        """
+        if not (example.response or "").strip():
+            raise DataError(f"{example.id}: no response to learn; give the row a response")
+        messages = [*render(example, self.options.style), {"role": "assistant", "content": example.response}]
+        return self._sequence(example, messages, add_generation_prompt=False)
+
+    def patches(self, media: Media) -> Patches:
+        """Decode, resize and cut one image or video, or take it from the cache. Raises VideoError."""
+        return self.cache.get((media, self.options.frames, self.options.pixels), lambda: self._decode(media))
+
+    def _decode(self, media: Media) -> Patches:
+        vision, pixels = self.config.vision, self.options.pixels
+        factor = vision.patch_size * vision.spatial_merge_size
+        if media.type == "image":
+            clip = self._decoder.image(media.path)
+        else:
+            clip = self._decoder.video(media.path, self.options.frames, start=media.start, end=media.end)
+        height, width = clip.frames.shape[1:3]
+        try:
+            if media.type == "image":
+                size = image_size(height, width, pixels, factor)
+            else:
+                size = video_frame_size(len(clip.frames), height, width, pixels, factor)
+        except ValueError as error:
+            raise VideoError(f"{media.path}: {error}") from error
+        return to_patches(clip, size, vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+
+    def _sequence(self, example: Example, messages: list[dict], add_generation_prompt: bool) -> Sequence:
+        try:
+            tokens, loss_mask = self.tokenizer.encode_chat(messages, add_generation_prompt)
+            patches = tuple(self.patches(media) for media in _in_prompt_order(example, messages))
+        except (DataError, VideoError) as error:
+            raise type(error)(f"{example.id}: {error}") from error
+        tokens, loss_mask = self._expand(example, tokens, loss_mask, patches)
+        is_media = (tokens == self.tokenizer.image_id) | (tokens == self.tokenizer.video_id)
+        positions, following = mrope_positions(
+            tokens,
+            [p.grid for p in patches],
+            [p.seconds_per_grid for p in patches],
+            self.config.tokens,
+            self.config.vision,
+            self.options.text_after_media,
+        )
+        return Sequence(
+            id=example.id,
+            tokens=tokens,
+            positions=positions,
+            loss_mask=loss_mask,
+            visual_index=np.where(is_media, np.cumsum(is_media) - 1, -1).astype(np.int32),
+            patches=patches,
+            next_position=following,
+        )
+
+    def _expand(
+        self, example: Example, tokens: np.ndarray, loss_mask: np.ndarray, patches: tuple[Patches, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Repeat each placeholder once per merged feature of its media, within the limit on length."""
+        places = np.flatnonzero((tokens == self.tokenizer.image_id) | (tokens == self.tokenizer.video_id))
+        if len(places) != len(patches):
+            raise DataError(
+                f"{example.id}: the chat template places {len(places)} media, the example has {len(patches)}; "
+                "use the template of a Qwen2.5-VL checkpoint"
+            )
+        features = [len(p.pixels) // self.config.vision.spatial_merge_size**2 for p in patches]
+        repeats = np.ones(len(tokens), np.int64)
+        repeats[places] = features
+        length = int(repeats.sum())
+        if length > self.options.max_length:
+            raise DataError(
+                f"{example.id}: {length} tokens ({sum(features)} visual) exceed max_length={self.options.max_length}; "
+                "lower the frames or pixels, shorten the text, or raise processor.max_length"
+            )
+        return np.repeat(tokens, repeats), np.repeat(loss_mask, repeats)
+
+
+def _in_prompt_order(example: Example, messages: list[dict]) -> list[Media]:
+    """The example's media in the order in which the prompt places them."""
+    queues = {kind: iter([m for m in example.media if m.type == kind]) for kind in ("image", "video")}
+    return [next(queues[item["type"]]) for item in messages[0]["content"] if item["type"] in queues]
