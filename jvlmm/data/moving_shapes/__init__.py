@@ -1,0 +1,7 @@
+"""Moving Shapes: a small embedded dataset of drawn clips whose every question has a known answer and reason."""
+
+from jvlmm.data.moving_shapes.dataset import build
+from jvlmm.data.moving_shapes.options import MovingShapesOptions, SceneOptions
+from jvlmm.data.moving_shapes.reading import caption_examples, direct, load
+
+__all__ = ["MovingShapesOptions", "SceneOptions", "build", "caption_examples", "direct", "load"]

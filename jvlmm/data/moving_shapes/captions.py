@@ -1,0 +1,93 @@
+"""Descriptions of a scene in plain mechanical text: dense supervision for a model that learns to see."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from jvlmm.data.moving_shapes.evidence import box_text, cite, growth, place, time
+from jvlmm.data.moving_shapes.scene import EVENTS, Scene, Shape, seconds
+
+_SECOND = 2  # steps
+
+
+def _objects(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    question = _pick(rng, "List all objects.", "Which objects are there, and where?")
+    firsts = sorted(scene.shapes, key=lambda s: s.visible[0])
+    return question, "; ".join(cite(scene, s, s.visible[0]) for s in firsts) + "."
+
+
+def _track(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    shape = scene.shapes[rng.integers(len(scene.shapes))]
+    question = _pick(rng, "Track the {}.", "Where is the {} second by second?").format(shape.name)
+    first, end = shape.visible
+    steps = sorted({*range(first, end, _SECOND), end - 1})
+    views = ", ".join(f"<box>{box_text(shape.boxes[k])}</box>" + _at(scene, k) for k in steps)
+    return question, f"<obj>{shape.name}</obj>{views}."
+
+
+def _motion(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    question = _pick(rng, "Describe how the objects move.", "How does each object move?")
+    if scene.is_image:
+        return question, "this is an image: nothing moves."
+    return question, "; ".join(_motion_of(s) for s in scene.shapes) + "."
+
+
+def _motion_of(shape: Shape) -> str:
+    first, last = shape.visible[0], shape.visible[1] - 1
+    turn = next((e.step for e in shape.events if e.kind == "bounce"), None)
+    views = (first, last) if turn is None else (first, turn, last)
+    boxes = ", ".join(f"<box>{box_text(shape.boxes[k])}</box> at {time(k)}" for k in views)
+    if shape.direction is None:
+        return f"<obj>{shape.name}</obj>{boxes}: stays still"
+    bounced = f", bounces at {time(turn)}" if turn is not None else ""
+    pixels = f"{round(2 * shape.speed)} pixels a second"
+    return f"<obj>{shape.name}</obj>{boxes}: {growth(shape.direction)}, moves {shape.direction}, {pixels}{bounced}"
+
+
+def _visible(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    step = int(rng.integers(scene.steps))
+    if scene.is_image:
+        question = _pick(rng, "What is visible?", "Which shapes are visible?")
+    else:
+        question = _pick(rng, "What is visible at {:.1f}s?", "Which shapes are visible at {:.1f}s?")
+    shown = [s for s in scene.shapes if s.boxes[step]]
+    places = ", ".join(f"<obj>{s.colour_at(step)} {s.kind}</obj>" + place(s, step).split("</obj>")[1] for s in shown)
+    noun = "shape" if len(shown) == 1 else "shapes"
+    return question.format(seconds(step)), f"{len(shown)} {noun}{_at(scene, step)}" + (f": {places}." if shown else ".")
+
+
+def _events(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    question = _pick(rng, "What happens in the video?", "List all events in order.")
+    events = sorted(((e, s) for s in scene.shapes for e in s.events), key=lambda pair: pair[0].step)
+    if not events:
+        return question, "nothing happens."
+    return question, "; ".join(_event_of(s, e) for e, s in events) + "."
+
+
+def _event_of(shape: Shape, event) -> str:
+    step = event.step - 1 if event.kind == "vanish" else event.step
+    new = f" to {shape.recolour[1]}" if event.kind == "recolour" else ""
+    return f"<t>{seconds(event.step):.1f}</t>s {place(shape, step)} {EVENTS[event.kind]}{new}"
+
+
+def _at(scene: Scene, step: int) -> str:
+    return "" if scene.is_image else f" at {time(step)}"
+
+
+def _pick(rng: np.random.Generator, *templates: str) -> str:
+    return templates[rng.integers(len(templates))]
+
+
+CAPTIONS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[str, str]]] = {
+    "caption_objects": _objects,
+    "caption_track": _track,
+    "caption_motion": _motion,
+    "caption_visible": _visible,
+    "caption_events": _events,
+}
+
+
+def caption(name: str, scene: Scene, seed: int) -> tuple[str, str]:
+    """Instruction and description of one kind; `seed` picks the wording, the object and the time."""
+    rng = np.random.default_rng([seed, tuple(CAPTIONS).index(name)])
+    return CAPTIONS[name](scene, rng)

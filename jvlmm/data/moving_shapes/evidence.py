@@ -1,0 +1,57 @@
+"""The words of a thought: objects, boxes, times, and what follows from them."""
+
+from jvlmm.data.moving_shapes.scene import DIRECTIONS, Box, Event, Scene, Shape, seconds
+
+
+def box_text(box: Box) -> str:
+    return f"[{','.join(str(v) for v in box)}]"
+
+
+def time(step: int) -> str:
+    return f"<t>{seconds(step):.1f}</t>s"
+
+
+def at(scene: Scene, step: int) -> str:
+    return "" if scene.is_image else f" at {time(step)}"
+
+
+def place(shape: Shape, step: int) -> str:
+    return f"<obj>{shape.name}</obj><box>{box_text(shape.boxes[step])}</box>"
+
+
+def cite(scene: Scene, shape: Shape, step: int) -> str:
+    return place(shape, step) + at(scene, step)
+
+
+def cite_two(shape: Shape, first: int, last: int) -> str:
+    return f"{place(shape, first)} at {time(first)}, <box>{box_text(shape.boxes[last])}</box> at {time(last)}"
+
+
+def growth(direction: str) -> str:
+    """How the coordinates change along a direction: "x grows", "x shrinks and y grows", …"""
+    changes = zip("xy", DIRECTIONS[direction], strict=True)
+    return " and ".join(f"{axis} {'grows' if sign > 0 else 'shrinks'}" for axis, sign in changes if sign)
+
+
+def event_steps(event: Event) -> tuple[int, ...]:
+    """Steps at which the shape must be seen to tell the event."""
+    around = {
+        "appear": (0,),
+        "vanish": (-1,),
+        "recolour": (-1, 0),
+    }
+    return tuple(event.step + offset for offset in around.get(event.kind, (-1, 0, 1)))
+
+
+def cite_event(scene: Scene, shape: Shape, event: Event) -> str:
+    """What the shape looks like around an event."""
+    before, after = time(event.step - 1), time(event.step)
+    if event.kind == "appear":
+        return f"{place(shape, event.step)} at {after}, not there at {before}"
+    if event.kind == "vanish":
+        return f"{place(shape, event.step - 1)} at {before}, not there at {after}"
+    if event.kind == "recolour":
+        colours = shape.colour, shape.recolour[1]
+        return f"{place(shape, event.step - 1)} is {colours[0]} at {before}, {colours[1]} at {after}"
+    boxes = [f"<box>{box_text(shape.boxes[k])}</box> at {time(k)}" for k in event_steps(event)]
+    return f"<obj>{shape.name}</obj>{', '.join(boxes)}"

@@ -1,0 +1,332 @@
+"""Every question a scene allows: unambiguous, answerable at two frames per second, with its chain of evidence.
+
+A candidate's `key` names its answer within its form; the split keeps all keys of a form equally frequent.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from jvlmm.data.example import AnswerType
+from jvlmm.data.moving_shapes import evidence
+from jvlmm.data.moving_shapes.options import SceneOptions
+from jvlmm.data.moving_shapes.scene import COLOURS, DIRECTIONS, EVENTS, KINDS, Scene, Shape, seconds
+
+QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+MIN_SPAN_STEPS = 2  # spans last a second at least
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A question with its answer as a text, before options are lettered.
+
+    For multiple choice, `choices` holds the texts the wrong options are drawn from. `evidence` is the
+    thought up to its conclusion; `cited` are the shapes and steps it looks at.
+    """
+
+    key: str
+    question: str
+    answer: str
+    evidence: str
+    cited: tuple[tuple[str, int], ...]
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way of asking: its candidates in a scene are balanced over their keys."""
+
+    name: str
+    question_type: str
+    answer_type: AnswerType
+    weight: int  # relative frequency within a split
+    candidates: Callable[[Scene, SceneOptions, np.random.Generator], Iterator[Candidate]]
+    domain: Callable[[SceneOptions], tuple[str, ...]] | None = None  # all keys; None where there are too many to list
+
+
+def _pick(rng: np.random.Generator, *templates: str) -> str:
+    return templates[rng.integers(len(templates))]
+
+
+def _unique(scene: Scene, attribute: str) -> Iterator[tuple[int, Shape]]:
+    """Shapes that never change colour and whose attribute no other shape shares."""
+    for index, shape in enumerate(scene.shapes):
+        values = [getattr(s, attribute) for s in scene.shapes]
+        if values.count(getattr(shape, attribute)) == 1 and shape.recolour is None:
+            yield index, shape
+
+
+def _clear_step(scene: Scene, index: int) -> int | None:
+    """The first step at which a shape is clearly seen."""
+    return next((k for k in range(scene.steps) if scene.clear(index, k)), None)
+
+
+def colour(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    for index, shape in _unique(scene, "kind"):
+        step = _clear_step(scene, index)
+        if step is None:
+            continue
+        question = _pick(rng, "What colour is the {}?", "Which colour does the {} have?").format(shape.kind)
+        seen = f"{evidence.cite(scene, shape, step)}: the {shape.kind} is {shape.colour}"
+        yield Candidate(shape.colour, question, shape.colour, seen, ((shape.name, step),), tuple(COLOURS))
+
+
+def kind(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    for index, shape in _unique(scene, "colour"):
+        step = _clear_step(scene, index)
+        if step is None:
+            continue
+        question = _pick(rng, "What shape is the {} object?", "Which shape does the {} object have?")
+        seen = f"{evidence.cite(scene, shape, step)}: the {shape.colour} object is a {shape.kind}"
+        yield Candidate(shape.kind, question.format(shape.colour), shape.kind, seen, ((shape.name, step),), KINDS)
+
+
+def count_all(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    steps = [_clear_step(scene, index) for index in range(len(scene.shapes))]
+    if None in steps:
+        return
+    medium = "image" if scene.is_image else "video"
+    question = _pick(rng, "How many shapes are there in the {}?", "Count all shapes in the {}.").format(medium)
+    yield _count(scene, question, [(s, k) for s, k in zip(scene.shapes, steps, strict=True)], ())
+
+
+def count_at(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    """The four largest possible numbers are asked for, so that four options suffice."""
+    numbers = _numbers_at(options)
+    for step in range(scene.steps) if not scene.is_image else ():
+        shown = [i for i, s in enumerate(scene.shapes) if s.boxes[step]]
+        if str(len(shown)) not in numbers or not all(scene.clear(i, step) for i in shown):
+            continue
+        template = _pick(rng, "How many shapes are visible at {:.1f}s?", "Count the shapes at {:.1f}s.")
+        question = template.format(seconds(step))
+        yield _count(scene, question, [(scene.shapes[i], step) for i in shown], numbers, step)
+
+
+def _count(scene, question: str, shown: list[tuple[Shape, int]], numbers, step: int | None = None) -> Candidate:
+    total = str(len(shown))
+    when = "" if step is None or not shown else f" at {evidence.time(step)}"
+    places = [f"{evidence.place(s, k)}{evidence.at(scene, k) if step is None else ''}" for s, k in shown]
+    seen = ", ".join(places) if shown else f"nothing is visible at {evidence.time(step)}"
+    noun = "shape" if total == "1" else "shapes"
+    return Candidate(total, question, total, f"{seen}{when}: {total} {noun}", _names(shown), numbers)
+
+
+def _names(shown: list[tuple[Shape, int]]) -> tuple[tuple[str, int], ...]:
+    return tuple((shape.name, step) for shape, step in shown)
+
+
+def position(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    for shape, step in _clear_views(scene):
+        quadrant = quadrant_of(shape.boxes[step], scene.size)
+        if quadrant is None:
+            continue
+        question = _pick(rng, "Where is the {}{}?", "In which corner is the {}{}?")
+        question = question.format(shape.name, _at_time(scene, step))
+        seen = f"{evidence.cite(scene, shape, step)}: it is {quadrant}"
+        yield Candidate(quadrant, question, quadrant, seen, ((shape.name, step),), QUADRANTS)
+
+
+def quadrant_of(box, size: int) -> str | None:
+    """The quadrant of a box's centre; None where it is nearer than a tenth of the frame to a middle line."""
+    dx, dy = (box[0] + box[2] - size) / 2, (box[1] + box[3] - size) / 2
+    if min(abs(dx), abs(dy)) < size / 10:
+        return None
+    return f"{'top' if dy < 0 else 'bottom'} {'left' if dx < 0 else 'right'}"
+
+
+def _clear_views(scene: Scene) -> Iterator[tuple[Shape, int]]:
+    for index, shape in enumerate(scene.shapes):
+        yield from ((shape, k) for k in range(scene.steps) if scene.clear(index, k))
+
+
+def _at_time(scene: Scene, step: int) -> str:
+    return "" if scene.is_image else f" at {seconds(step):.1f}s"
+
+
+def boxes(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    for shape, step in _clear_views(scene):
+        question = _pick(rng, "Give the box of the {}{}.", "What is the box of the {}{}?")
+        answer = evidence.box_text(shape.boxes[step])
+        key = f"{shape.name} {answer}"
+        question = question.format(shape.name, _at_time(scene, step))
+        yield Candidate(key, question, answer, evidence.cite(scene, shape, step), ((shape.name, step),))
+
+
+def direction(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    choices = tuple(DIRECTIONS)[: options.directions]
+    for index, shape in enumerate(scene.shapes):
+        if shape.moving is None or any(e.kind == "bounce" for e in shape.events):
+            continue
+        first, last = shape.visible[0], shape.visible[1] - 1
+        way = max(abs(a - b) for a, b in zip(shape.boxes[first], shape.boxes[last], strict=True))
+        if way < scene.size / 10 or not (scene.clear(index, first) and scene.clear(index, last)):
+            continue
+        question = _pick(rng, "Which way does the {} move?", "In which direction does the {} move?").format(shape.name)
+        seen = f"{evidence.cite_two(shape, first, last)}: {evidence.growth(shape.direction)}, so it moves "
+        cited = ((shape.name, first), (shape.name, last))
+        yield Candidate(shape.direction, question, shape.direction, seen + shape.direction, cited, choices)
+
+
+def speed(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    """Two shapes over the same time: one is at least 1.6 times faster, both are equally fast, or both stay still."""
+    for a in range(len(scene.shapes)):
+        for b in range(len(scene.shapes)):
+            window = _common_window(scene, a, b) if a != b else None
+            if window is None:
+                continue
+            one, two = scene.shapes[a], scene.shapes[b]
+            key = _compare_speeds(one.speed, two.speed)
+            if key is None:
+                continue
+            template = _pick(rng, "Which moves faster, {} or {}?", "Which is faster, {} or {}?")
+            texts = {"first": _the(one), "second": _the(two), "same": "both the same", "neither": "neither moves"}
+            distances = (round(s.speed * (window[1] - window[0])) for s in (one, two))
+            seen = "; ".join(
+                f"{evidence.cite_two(s, *window)}: {d} pixels" for s, d in zip((one, two), distances, strict=True)
+            )
+            end = f"so {texts[key]} is faster" if key in ("first", "second") else f"so {texts[key]}"
+            cited = tuple((s.name, k) for s in (one, two) for k in window)
+            question = template.format(_the(one), _the(two))
+            yield Candidate(key, question, texts[key], f"{seen}; {end}", cited, tuple(texts.values()))
+
+
+def _the(shape: Shape) -> str:
+    return f"the {shape.name}"
+
+
+def _common_window(scene: Scene, a: int, b: int) -> tuple[int, int] | None:
+    """First and last step at which both shapes move (or rest) all the time between and are clearly seen."""
+    first, last = 0, scene.steps - 1
+    for shape in (scene.shapes[a], scene.shapes[b]):
+        if any(e.kind == "bounce" for e in shape.events):
+            return None
+        begin, end = shape.moving or (shape.visible[0], shape.visible[1] - 1)
+        first, last = max(first, begin), min(last, end)
+    seen = [k for k in range(first, last + 1) if scene.clear(a, k) and scene.clear(b, k)]
+    return (seen[0], seen[-1]) if seen and seen[-1] - seen[0] >= 2 else None
+
+
+def _compare_speeds(one: float, two: float) -> str | None:
+    if one == two:
+        return "same" if one else "neither"
+    if min(one, two) == 0 or max(one, two) < 1.6 * min(one, two):
+        return None
+    return "first" if one > two else "second"
+
+
+def event(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    choices = tuple(f"it {text}" for text in EVENTS.values())
+    for index, shape in enumerate(scene.shapes):
+        for happening in shape.events:
+            steps = evidence.event_steps(happening)
+            if not all(scene.clear(index, k) for k in steps):
+                continue
+            question = _pick(rng, "What happens to the {} at {:.1f}s?", "What does the {} do at {:.1f}s?")
+            question = question.format(shape.name, seconds(happening.step))
+            answer = f"it {EVENTS[happening.kind]}"
+            seen = f"{evidence.cite_event(scene, shape, happening)}, so {answer}"
+            yield Candidate(happening.kind, question, answer, seen, tuple((shape.name, k) for k in steps), choices)
+
+
+def order(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    """Which of two shapes' events comes first; both may come at once, or neither happen."""
+    pairs = [(a, b) for a in range(len(scene.shapes)) for b in range(len(scene.shapes)) if a != b]
+    for a, b in pairs:
+        one, two = scene.shapes[a], scene.shapes[b]
+        for first in one.events:
+            for second in two.events:
+                if _event_clear(scene, a, first) and _event_clear(scene, b, second):
+                    key = "same" if first.step == second.step else "first" if first.step < second.step else "second"
+                    yield _order(rng, one, two, first.kind, second.kind, key, (first.step, second.step))
+        absent = [[k for k in EVENTS if k not in {e.kind for e in s.events}] for s in (one, two)]
+        kinds = [str(k[rng.integers(len(k))]) for k in absent]
+        yield _order(rng, one, two, *kinds, "neither", None)
+
+
+def _event_clear(scene: Scene, index: int, happening) -> bool:
+    return all(scene.clear(index, k) for k in evidence.event_steps(happening))
+
+
+def _order(rng, one: Shape, two: Shape, kind_one: str, kind_two: str, key: str, steps) -> Candidate:
+    happenings = [f"{_the(s)} {EVENTS[k]}" for s, k in ((one, kind_one), (two, kind_two))]
+    texts = {"first": happenings[0], "second": happenings[1], "same": "both at once", "neither": "neither happens"}
+    question = _pick(rng, "What happens first: {} or {}?", "Which comes first: {} or {}?").format(*happenings)
+    if steps is None:
+        seen, cited = f"it is not seen that {happenings[0]}, nor that {happenings[1]}, so neither happens", ()
+    else:
+        cited = ((one.name, steps[0]), (two.name, steps[1]))
+        facts = [
+            f"<obj>{s.name}</obj> {EVENTS[k]} at {evidence.time(step)}"
+            for s, k, step in ((one, kind_one, steps[0]), (two, kind_two, steps[1]))
+        ]
+        end = {"same": "both at once", "first": f"{_the(one)} is first", "second": f"{_the(two)} is first"}[key]
+        seen = f"{', '.join(facts)}, so {end}"
+    return Candidate(key, question, texts[key], seen, cited, tuple(texts.values()))
+
+
+def span(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
+    for index, shape in enumerate(scene.shapes):
+        first, last = shape.visible[0], shape.visible[1] - 1
+        if (first, last) != (0, scene.steps - 1):
+            question = _pick(rng, "When is the {} visible?", "From when to when is the {} visible?")
+            yield from _span(scene, index, question, (first, last), last + 1, ("appears", "vanishes"))
+        elif shape.moving and shape.moving != (first, last) and all(e.kind != "bounce" for e in shape.events):
+            question = _pick(rng, "When does the {} move?", "From when to when does the {} move?")
+            end = scene.steps if shape.moving[1] == last else shape.moving[1]
+            yield from _span(scene, index, question, shape.moving, end, ("starts moving", "stops moving"))
+
+
+def _span(scene: Scene, index: int, question: str, cited: tuple[int, int], end: int, verbs) -> Iterator[Candidate]:
+    """`cited` are the first and last step to look at; the span ends at step `end`."""
+    shape, begin = scene.shapes[index], cited[0]
+    if end - begin < MIN_SPAN_STEPS or not all(scene.clear(index, k) for k in cited):
+        return
+    answer = f"{evidence.time(begin)} to {evidence.time(end)}"
+    first_verb = verbs[0] if begin else "is there" if verbs[0] == "appears" else "moves"
+    last_verb = verbs[1] if end < scene.steps else "goes on to the end,"
+    seen = (
+        f"<obj>{shape.name}</obj><box>{evidence.box_text(shape.boxes[begin])}</box> {first_verb} at "
+        f"{evidence.time(begin)}, <box>{evidence.box_text(shape.boxes[cited[1]])}</box> {last_verb} at "
+        f"{evidence.time(end)}"
+    )
+    yield Candidate(f"{begin}-{end}", question.format(shape.name), answer, seen, tuple((shape.name, k) for k in cited))
+
+
+def _numbers_at(options: SceneOptions) -> tuple[str, ...]:
+    return tuple(str(n) for n in range(max(options.max_shapes - 3, 0), max(options.max_shapes, 3) + 1))
+
+
+def _numbers(options: SceneOptions) -> tuple[str, ...]:
+    return tuple(str(n) for n in range(options.min_shapes, options.max_shapes + 1))
+
+
+def _relations(options: SceneOptions) -> tuple[str, ...]:
+    return ("first", "second", "same", "neither")
+
+
+def _ways(options: SceneOptions) -> tuple[str, ...]:
+    return tuple(DIRECTIONS)[: options.directions]
+
+
+_FORM_LIST = (
+    Form("colour", "attribute", "mcq", 3, colour, lambda options: tuple(COLOURS)),
+    Form("kind", "attribute", "mcq", 3, kind, lambda options: KINDS),
+    Form("colour_text", "attribute", "text", 1, colour, lambda options: tuple(COLOURS)),
+    Form("kind_text", "attribute", "text", 1, kind, lambda options: KINDS),
+    Form("count_all", "count", "number", 4, count_all, _numbers),
+    Form("count_at", "count", "mcq", 4, count_at, _numbers_at),
+    Form("position", "position", "mcq", 6, position, lambda options: QUADRANTS),
+    Form("position_text", "position", "text", 2, position, lambda options: QUADRANTS),
+    Form("direction", "direction", "mcq", 6, direction, _ways),
+    Form("direction_text", "direction", "text", 2, direction, _ways),
+    Form("speed", "speed", "mcq", 8, speed, _relations),
+    Form("order", "order", "mcq", 8, order, _relations),
+    Form("event", "event", "mcq", 8, event, lambda options: tuple(EVENTS)),
+    Form("span", "span", "span", 8, span),
+    Form("boxes", "boxes", "boxes", 8, boxes),
+)
+FORMS: Mapping[str, tuple[Form, ...]] = {
+    question_type: tuple(form for form in _FORM_LIST if form.question_type == question_type)
+    for question_type in dict.fromkeys(form.question_type for form in _FORM_LIST)
+}

@@ -1,0 +1,152 @@
+"""Random access to a built dataset, as examples: questions with reasoned or direct answers, and captions."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+from jvlmm.data.example import Example, Media
+from jvlmm.data.moving_shapes.captions import CAPTIONS, caption
+from jvlmm.data.moving_shapes.dataset import read_description
+from jvlmm.data.moving_shapes.options import SPLITS
+from jvlmm.data.moving_shapes.questions import FORMS
+from jvlmm.data.moving_shapes.scene import scene_from_dict
+from jvlmm.errors import DataError
+
+BENCHMARK = "moving-shapes"
+
+
+@dataclass(frozen=True)
+class Questions(Sequence):
+    """The questions of a split, read record by record."""
+
+    root: Path
+    split: str
+    scenes: Sequence
+    questions: Sequence
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Example:
+        if isinstance(index, slice):
+            return replace(self, rows=self.rows[index])
+        record = {name: _plain(value) for name, value in self.questions[self.rows[index]].items()}
+        scene = json.loads(_plain(self.scenes[record["scene"]]["scene"]))
+        return Example(
+            id=record["id"],
+            question=record["question"],
+            answer=record["answer"],
+            answer_type=record["answer_type"],
+            media=(_media(self.root, scene),),
+            options=tuple(record["options"]),
+            question_type=record["question_type"],
+            response=record["response"],
+            benchmark=BENCHMARK,
+            split=self.split,
+            meta={
+                "form": record["form"],
+                "answer_text": record["answer_text"],
+                "cited": _with_boxes(json.loads(record["cited"]), scene),
+                "scene": scene,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Captions(Sequence):
+    """Descriptions of every clip and image of a split: row i is description i mod K of scene i div K."""
+
+    root: Path
+    split: str
+    scenes: Sequence
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Example:
+        if isinstance(index, slice):
+            return replace(self, rows=self.rows[index])
+        row, variant = divmod(self.rows[index], len(CAPTIONS))
+        record = json.loads(_plain(self.scenes[row]["scene"]))
+        name = tuple(CAPTIONS)[variant]
+        question, text = caption(name, scene_from_dict(record), seed=row)
+        stem = record["media"].rsplit("/", 1)[1].replace(".", "-")
+        return Example(
+            id=f"moving-shapes/{stem}/{name}",
+            question=question,
+            answer=text,
+            answer_type="text",
+            media=(_media(self.root, record),),
+            question_type=name,
+            response=text,
+            benchmark=BENCHMARK,
+            split=self.split,
+            meta={"scene": record},
+        )
+
+
+def load(
+    root: str | Path, split: str, question_types: Sequence[str] | None = None, limit: int | None = None
+) -> Sequence[Example]:
+    """Questions of a split in a fixed order in which types alternate: random access, absolute media paths.
+
+    `limit` keeps the first so many; every prefix is balanced. Raises DataError for an unknown split or
+    question type and where the folder holds no complete dataset.
+    """
+    unknown = [name for name in question_types or () if name not in FORMS]
+    if unknown:
+        raise DataError(f"question type {unknown[0]!r} does not exist; use some of {', '.join(FORMS)}")
+    types = _split_types(root, split)
+    rows = [k for k, name in enumerate(types) if question_types is None or name in question_types]
+    scenes, questions = _open(root, split)
+    return Questions(Path(root).absolute(), split, scenes, questions, tuple(rows[:limit]))
+
+
+def caption_examples(root: str | Path, split: str, limit: int | None = None) -> Sequence[Example]:
+    """Dense supervision: several descriptions of every scene of a split, as plain text without a thought."""
+    _split_types(root, split)
+    scenes, _ = _open(root, split)
+    return Captions(Path(root).absolute(), split, scenes, range(len(scenes) * len(CAPTIONS))[:limit])
+
+
+def direct(example: Example) -> Example:
+    """The same question with nothing but its answer as the response."""
+    return replace(example, response=example.answer)
+
+
+def _split_types(root: str | Path, split: str) -> list[str]:
+    types = read_description(Path(root))["question_types"]
+    if split not in types:
+        known = ", ".join(types) if split in SPLITS else ", ".join(SPLITS)
+        raise DataError(f"{root}: there is no split {split!r}; use one of {known}")
+    return types[split]
+
+
+def _open(root: str | Path, split: str) -> tuple[Sequence, Sequence]:
+    from jvlmm.data.moving_shapes import builder
+
+    try:
+        return builder.open_split(Path(root) / "records", split)
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{root}: its records cannot be read ({reason}); delete the folder and build again") from error
+
+
+def _plain(value: Any) -> Any:
+    """A TFDS value as Python's own type."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return [_plain(v) for v in value] if hasattr(value, "__len__") and not isinstance(value, str) else int(value)
+
+
+def _media(root: Path, scene: dict[str, Any]) -> Media:
+    return Media("image" if scene["steps"] == 1 else "video", str(root / scene["media"]))
+
+
+def _with_boxes(cited: list[dict[str, Any]], scene: dict[str, Any]) -> list[dict[str, Any]]:
+    boxes = {track["object"]: track["boxes"] for track in scene["tracks"]}
+    return [{**c, "box": boxes[c["object"]][c["step"]] if c["step"] < scene["steps"] else None} for c in cited]
