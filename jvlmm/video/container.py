@@ -12,6 +12,12 @@ from av.stream import Disposition
 from jvlmm.errors import VideoError
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error from a library, on one line."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(message.split()) or type(error).__name__
+
+
 @contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
     """Say which file an error is about: every failure inside becomes `VideoError("PATH: reason; remedy")`."""
@@ -21,8 +27,7 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         message = str(error)
         raise VideoError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from None
     except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise VideoError(f"{path}: cannot be decoded ({reason}); check the file or re-encode it") from error
+        raise VideoError(f"{path}: cannot be decoded ({one_line(error)}); check the file or re-encode it") from error
 
 
 def check_file(path: str | os.PathLike[str]) -> Path:

@@ -13,9 +13,10 @@ class Limits:
     max_frames: int = 1024  # frames taken from one video
     max_pixels: int = 7680 * 4320  # width x height of one decoded frame or image
     max_side: int = 16_384  # width or height of one decoded frame or image
+    max_clip_pixels: int = 2**30  # width x height x frames handed back, after resizing: 3 bytes each
 
     def __post_init__(self) -> None:
-        for name in ("deadline_s", "max_frames", "max_pixels", "max_side"):
+        for name in ("deadline_s", "max_frames", "max_pixels", "max_side", "max_clip_pixels"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"limits.{name}={getattr(self, name)} must be positive")
 
@@ -32,3 +33,14 @@ class Limits:
         """Raise VideoError where more frames are taken than allowed."""
         if num_frames > self.max_frames:
             raise VideoError(f"{num_frames} frames are asked for, the limit is {self.max_frames}; lower frames.fps")
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise VideoError where the frames together are larger than allowed."""
+        if num_frames * height * width > self.max_clip_pixels:
+            raise VideoError(
+                f"{num_frames} frames of {width}x{height} pixels are over the limit of {self.max_clip_pixels} pixels; "
+                "lower the number of frames or the pixel budget"
+            )
+
+
+DEFAULT_LIMITS = Limits()

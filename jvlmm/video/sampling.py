@@ -92,3 +92,4 @@ def _checked(count: int, total_frames: int) -> int:
 
 Sampler = Callable[[int, float, FrameOptions], np.ndarray]
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType({"qwen-vl-utils": sample_qwen, "uniform": sample_uniform})
+DEFAULT_FRAMES = FrameOptions()

@@ -27,6 +27,10 @@ class Timeline:
     def __len__(self) -> int:
         return len(self.pts)
 
+    def key_before(self, number: int) -> int:
+        """Position in `keyframes` of the last one at or before a frame."""
+        return max(int(np.searchsorted(self.keyframes, number, "right")) - 1, 0)
+
     def within(self, start: float | None, end: float | None) -> tuple[int, int]:
         """Numbers [first, stop) of the frames shown from `start` to `end` seconds, both included."""
         first = 0 if start is None else int(np.searchsorted(self.times, start - 1e-6, "left"))

@@ -1,0 +1,104 @@
+"""Packets → the frames one wants, upright and as RGB."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from jvlmm.video.limits import Limits
+from jvlmm.video.orientation import Orientation, frame_orientation
+from jvlmm.video.patches import resize_frames
+from jvlmm.video.timeline import Timeline
+
+SEEK_GAIN = 8  # seek only where it spares decoding more frames than this
+REORDERING = 32  # a frame that has not come so many frames after its turn will not come
+
+NumberedFrames = Iterable[tuple[int, av.VideoFrame]]
+
+
+class MissingFrameError(Exception):
+    """A frame that the packets promise does not come out of the decoder."""
+
+
+def all_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Every frame from the beginning."""
+    container.seek(0)
+    yield from container.decode(stream)
+
+
+def seek_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline, wanted: np.ndarray
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield (number, frame) for each of `wanted` (int64, increasing), seeking to keyframes where that spares work.
+
+    Raises MissingFrameError where a frame does not come even when decoding from the first keyframe.
+    """
+    queue, done, steps_back = deque(int(n) for n in wanted), set(), 0
+    pts = {int(p): number for number, p in enumerate(timeline.pts)}
+    while queue:
+        target = queue[0]
+        key = max(0, timeline.key_before(target) - steps_back)
+        container.seek(int(timeline.pts[timeline.keyframes[key]]), stream=stream)
+        for frame in decode_needed(container, stream, {int(timeline.pts[n]) for n in queue}):
+            number = pts.get(frame.pts, -1)
+            if number in queue and number not in done:
+                done.add(number)
+                yield number, frame
+            while queue and queue[0] in done:
+                queue.popleft()
+            if not queue or number > queue[0] + REORDERING:
+                break
+            if timeline.keyframes[timeline.key_before(queue[0])] > number + SEEK_GAIN:
+                break
+        if queue and queue[0] == target:  # the seek went too far: start from an earlier keyframe
+            if key == 0:
+                raise MissingFrameError(f"frame {target} cannot be decoded")
+            steps_back = 2 * steps_back + 1
+        else:
+            steps_back = 0
+
+
+def decode_needed(
+    container: av.container.InputContainer, stream: av.VideoStream, wanted: set[int]
+) -> Iterator[av.VideoFrame]:
+    """Decode on from the current position; frames no other frame refers to are left out unless `wanted` by time."""
+    context = stream.codec_context
+    for packet in container.demux(stream):
+        context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        yield from packet.decode()
+
+
+def pictures(
+    numbered: NumberedFrames,
+    wanted: np.ndarray,
+    limits: Limits,
+    fit: Callable[[int, int], tuple[int, int]] | None = None,
+) -> np.ndarray:
+    """Convert the frames numbered `wanted` (increasing) to upright RGB: uint8 [len(wanted), H, W, 3].
+
+    `fit` maps the upright (height, width) to the size the frames are resized to. Raises MissingFrameError where a
+    frame does not come or is marked as damaged, VideoError where the result would be larger than `limits`.
+    """
+    place = {int(number): at for at, number in enumerate(wanted)}
+    reformatter, orientation = VideoReformatter(), Orientation()
+    size, result = (0, 0), np.empty(0, np.uint8)
+    for number, frame in numbered:
+        at = place.pop(number, None)
+        if at is None:
+            continue
+        if frame.is_corrupt:
+            raise MissingFrameError(f"frame {number} is corrupt")
+        limits.check_size(frame.width, frame.height)
+        rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        if not result.size:
+            orientation = frame_orientation(frame)
+            size = orientation.size(*rgb.shape[:2])
+            size = fit(*size) if fit else size
+            limits.check_clip(len(wanted), *size)
+            result = np.empty((len(wanted), *size, 3), np.uint8)
+        result[at] = resize_frames(orientation.apply(rgb)[None], size)[0]
+        if not place:
+            return result
+    raise MissingFrameError(f"frame {min(place)} cannot be decoded")

@@ -1,0 +1,53 @@
+"""How to get at the frames of one stream: all at once, by seeking, or by decoding everything twice."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import av
+import numpy as np
+
+from jvlmm.video.frames import NumberedFrames, all_frames, seek_frames
+from jvlmm.video.timeline import Timeline, scan_frames, scan_packets
+
+SMALL_VIDEO = 2**23  # pixels over all frames: such a video is decoded whole, in one pass
+HIDDEN_FRAMES = ("vp8", "vp9", "av1")  # codecs in which a packet may show no frame
+
+
+@dataclass(frozen=True)
+class Source:
+    """A timeline, and a function that yields (number, frame) for the frame numbers asked for, in increasing order."""
+
+    timeline: Timeline
+    frames: Callable[[np.ndarray], NumberedFrames]
+
+
+def quick_source(container: av.container.InputContainer, stream: av.VideoStream) -> Source:
+    """The cheapest source the file allows; its packets are trusted to tell when frames are shown."""
+    small = read_small(container, stream)
+    if small is not None:
+        return Source(scan_frames([frame.pts for frame in small], stream), lambda _: enumerate(small))
+    timeline = scan_packets(container, stream)
+    if timeline is None:
+        return exhaustive_source(container, stream)
+    return Source(timeline, partial(seek_frames, container, stream, timeline))
+
+
+def exhaustive_source(container: av.container.InputContainer, stream: av.VideoStream) -> Source:
+    """Decode every frame once for the times, and once more for the pictures."""
+    timeline = scan_frames([frame.pts for frame in all_frames(container, stream)], stream)
+    return Source(timeline, lambda _: enumerate(all_frames(container, stream)))
+
+
+def read_small(container: av.container.InputContainer, stream: av.VideoStream) -> list[av.VideoFrame] | None:
+    """All frames of a video that its header tells to be small and to hold as many; else None."""
+    context = stream.codec_context
+    if not 0 < stream.frames * context.width * context.height <= SMALL_VIDEO:
+        return None
+    frames = list(all_frames(container, stream))
+    return frames if len(frames) == stream.frames else None
+
+
+def hides_frames(stream: av.VideoStream) -> bool:
+    """Whether packets without a frame are normal in this codec."""
+    return any(name in stream.codec_context.name for name in HIDDEN_FRAMES)

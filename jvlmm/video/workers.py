@@ -1,0 +1,153 @@
+"""Decoding in processes that may hang or crash without harm to the one that trains."""
+
+import os
+import queue
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from jvlmm.errors import JvlmmError, VideoError
+from jvlmm.video.budget import PixelOptions
+from jvlmm.video.clip import Clip
+from jvlmm.video.decode import decode_image, decode_video
+from jvlmm.video.limits import DEFAULT_LIMITS, Limits
+from jvlmm.video.sampling import DEFAULT_FRAMES, FrameOptions
+from jvlmm.video.wire import receive, receive_clip, send
+
+START_SECONDS = 60.0
+# A plain interpreter instead of multiprocessing: the child never imports the caller's main module, nor JAX with it.
+PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from jvlmm.video.worker import serve; serve(int(sys.argv[1]))"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class Worker:
+    """One decoding process, started when first needed and again after it was killed. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+        self.connection: socket.socket | None = None
+
+    def start(self) -> None:
+        """Start the process and wait until it listens; JvlmmError where it cannot."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = [sys.executable, "-c", PROGRAM, str(theirs.fileno()), *sys.path]
+            environment = {**os.environ, **ONE_THREAD}
+            self.process = subprocess.Popen(
+                arguments, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+            )
+        self.connection = ours
+        try:
+            receive(ours, time.monotonic() + START_SECONDS)
+        except (EOFError, OSError) as error:
+            raise JvlmmError(
+                f"video decoding process does not start ({self.stop() or error}); check that {sys.executable} "
+                "can import jvlmm, or set workers=0 for files you trust"
+            ) from None
+
+    def stop(self) -> str:
+        """Kill the process, if there is one, and say how it ended."""
+        process, connection = self.process, self.connection
+        self.process = self.connection = None
+        if connection is not None:
+            connection.close()
+        if process is None:
+            return ""
+        try:
+            status = process.wait(0.2)  # at a closed connection an idle process ends by itself
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+    def ask(self, request: dict[str, Any]) -> Clip:
+        """Run one request; VideoError where it fails, takes too long or takes the process down."""
+        if self.process is None or self.process.poll() is not None:
+            self.stop()
+            self.start()
+        path, seconds = request["path"], request["limits"]["deadline_s"]
+        deadline = time.monotonic() + seconds
+        try:
+            send(self.connection, request)
+            reply = receive(self.connection, deadline)
+            if "error" in reply:
+                raise VideoError(reply["error"])
+            return receive_clip(self.connection, reply, deadline)
+        except TimeoutError:
+            self.stop()
+            raise VideoError(
+                f"{path}: not decoded within {seconds:g} s; cut or re-encode it, or raise limits.deadline_s"
+            ) from None
+        except (EOFError, OSError):
+            raise VideoError(f"{path}: crashes the decoder ({self.stop()}); check the file or re-encode it") from None
+        except VideoError:
+            raise
+        except BaseException:  # an interrupt leaves half a message behind
+            self.stop()
+            raise
+
+
+class Decoder:
+    """Decodes videos and images in `workers` processes; any number of threads may call it at once.
+
+    A file that takes longer than `limits.deadline_s`, or takes its process down, costs only itself: VideoError, and
+    the process is replaced. With `workers=0` decoding runs in the calling process without a deadline: only for files
+    one made oneself.
+    """
+
+    def __init__(self, workers: int = 1, limits: Limits = DEFAULT_LIMITS) -> None:
+        if workers < 0:
+            raise ValueError(f"workers={workers} must not be negative")
+        self.limits = limits
+        self._closed = False
+        self._workers = [Worker() for _ in range(workers)]
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()  # the last one used is the warmest
+        for worker in reversed(self._workers):
+            self._idle.put(worker)
+
+    def video(
+        self,
+        path: str | os.PathLike[str],
+        frames: FrameOptions = DEFAULT_FRAMES,
+        start: float | None = None,
+        end: float | None = None,
+        stream: int | None = None,
+        pixels: PixelOptions | None = None,
+    ) -> Clip:
+        """`decode.decode_video` in a worker."""
+        if not self._workers:
+            return decode_video(path, frames, self.limits, start, end, stream, pixels)
+        span = {"start": start, "end": end, "stream": stream}
+        return self._ask("video", path, pixels, frames=asdict(frames), **span)
+
+    def image(self, path: str | os.PathLike[str], pixels: PixelOptions | None = None) -> Clip:
+        """`decode.decode_image` in a worker."""
+        if not self._workers:
+            return decode_image(path, self.limits, pixels)
+        return self._ask("image", path, pixels)
+
+    def close(self) -> None:
+        """End all processes; a call in flight in another thread fails."""
+        self._closed = True
+        for worker in self._workers:
+            worker.stop()
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, kind: str, path: str | os.PathLike[str], pixels: PixelOptions | None, **rest: Any) -> Clip:
+        if self._closed:
+            raise RuntimeError("the Decoder is closed")
+        request = {"kind": kind, "path": os.fspath(path), "limits": asdict(self.limits), **rest}
+        request["pixels"] = asdict(pixels) if pixels else None
+        worker = self._idle.get()
+        try:
+            return worker.ask(request)
+        finally:
+            self._idle.put(worker)
