@@ -19,7 +19,7 @@ class ShardingRules:
     An override such as `rules.kv_heads=` (empty) replicates an axis that the mesh does not divide.
     """
 
-    # Parameters of the decoder.
+    # Parameters of the decoder; the KV cache splits by "batch" and "kv_heads".
     vocab: MeshAxes = ("tensor",)
     embed: MeshAxes = ("fsdp",)
     heads: MeshAxes = ("tensor",)
@@ -27,23 +27,17 @@ class ShardingRules:
     head_dim: MeshAxes = ()
     mlp: MeshAxes = ("tensor",)
     layers: MeshAxes = ()
-    norm: MeshAxes = ()
     # Parameters of the vision tower and the merger.
-    vision_embed: MeshAxes = ("fsdp",)
-    vision_heads: MeshAxes = ("tensor",)
-    vision_mlp: MeshAxes = ("tensor",)
     patch: MeshAxes = ()
-    # Activations, batches and the KV cache.
+    vision_embed: MeshAxes = ("fsdp",)
+    qkv: MeshAxes = ()
+    vision_heads: MeshAxes = ("tensor",)
+    vision_head_dim: MeshAxes = ()
+    vision_mlp: MeshAxes = ("tensor",)
+    vision_merged: MeshAxes = ("fsdp",)
+    # First dimension of batches and of flat vision patches.
     batch: MeshAxes = ("data", "fsdp")
-    length: MeshAxes = ()
     patches: MeshAxes = ("data", "fsdp")
-    activation_embed: MeshAxes = ()
-    activation_heads: MeshAxes = ("tensor",)
-    activation_mlp: MeshAxes = ("tensor",)
-    activation_vocab: MeshAxes = ("tensor",)
-    cache_batch: MeshAxes = ("data", "fsdp")
-    cache_kv_heads: MeshAxes = ("tensor",)
-    cache_length: MeshAxes = ()
 
 
 def partition_spec(rules: ShardingRules, axes: Sequence[str | None]) -> PartitionSpec:

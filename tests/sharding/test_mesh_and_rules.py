@@ -49,7 +49,7 @@ def test_impossible_mesh_options_are_refused(sizes):
 def test_partition_spec_follows_the_rules():
     rules = ShardingRules()
     assert partition_spec(rules, ("embed", "heads", "head_dim")) == PartitionSpec("fsdp", "tensor", None)
-    assert partition_spec(rules, ("batch", "length", None)) == PartitionSpec(("data", "fsdp"), None, None)
+    assert partition_spec(rules, ("batch", "head_dim", None)) == PartitionSpec(("data", "fsdp"), None, None)
     replicated = apply_overrides(rules, ["heads=", "embed=fsdp,tensor"])
     assert partition_spec(replicated, ("embed", "heads")) == PartitionSpec(("fsdp", "tensor"), None)
 

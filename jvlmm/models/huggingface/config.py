@@ -91,7 +91,7 @@ def hub_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:
     """generation_config.json: the tokens that end and pad a completion."""
-    return {"eos_token_id": list(config.tokens.eos), "pad_token_id": config.tokens.pad, "do_sample": False}
+    return {"eos_token_id": list(config.tokens.eos), "pad_token_id": config.tokens.pad}
 
 
 def read_json(path: Path) -> dict[str, Any]:
