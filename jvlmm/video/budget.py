@@ -28,6 +28,9 @@ class PixelOptions:
             raise ConfigError(f"pixels.video_total_pixels={self.video_total_pixels} must be positive")
 
 
+DEFAULT_PIXELS = PixelOptions()
+
+
 def smart_resize(
     height: int, width: int, min_pixels: int, max_pixels: int, factor: int = MERGED_PATCH
 ) -> tuple[int, int]:

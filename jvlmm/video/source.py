@@ -26,7 +26,7 @@ def quick_source(container: av.container.InputContainer, stream: av.VideoStream)
     """The cheapest source the file allows; its packets are trusted to tell when frames are shown."""
     small = read_small(container, stream)
     if small is not None:
-        return Source(scan_frames([frame.pts for frame in small], stream), lambda _: enumerate(small))
+        return Source(scan_frames(small, stream), lambda _: enumerate(small))
     timeline = scan_packets(container, stream)
     if timeline is None:
         return exhaustive_source(container, stream)
@@ -35,7 +35,7 @@ def quick_source(container: av.container.InputContainer, stream: av.VideoStream)
 
 def exhaustive_source(container: av.container.InputContainer, stream: av.VideoStream) -> Source:
     """Decode every frame once for the times, and once more for the pictures."""
-    timeline = scan_frames([frame.pts for frame in all_frames(container, stream)], stream)
+    timeline = scan_frames(all_frames(container, stream), stream)
     return Source(timeline, lambda _: enumerate(all_frames(container, stream)))
 
 

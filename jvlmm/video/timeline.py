@@ -1,5 +1,6 @@
 """When each frame of a video is shown: read from the packets, or from decoded frames where packets do not say."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -54,16 +55,20 @@ def scan_packets(container: av.container.InputContainer, stream: av.VideoStream)
     return timeline
 
 
-def scan_frames(frames: list[int | None], stream: av.VideoStream) -> Timeline:
-    """Timeline from the presentation times of all decoded frames, in the order the decoder gave them."""
-    if not frames:
+def scan_frames(frames: Iterable[av.VideoFrame], stream: av.VideoStream) -> Timeline:
+    """Timeline from all decoded frames, in the order the decoder gave them."""
+    stamps, last_duration = [], 0
+    for frame in frames:
+        stamps.append(frame.pts)
+        last_duration = frame.duration
+    if not stamps:
         raise VideoError("has no frames that can be decoded; check the file or re-encode it")
     base = stream.time_base or Fraction(1, 1000)
-    pts = np.array([-1 if p is None else p for p in frames], np.int64)
-    if None in frames or np.any(np.diff(pts) <= 0):
+    pts = np.array([-1 if p is None else p for p in stamps], np.int64)
+    if None in stamps or np.any(np.diff(pts) <= 0):
         rate = float(stream.average_rate or stream.guessed_rate or 25)
-        pts = np.rint(np.arange(len(frames)) / (rate * float(base))).astype(np.int64)
-    return build_timeline(stream, pts, np.zeros(1, np.int64))
+        pts = np.rint(np.arange(len(stamps)) / (rate * float(base))).astype(np.int64)
+    return build_timeline(stream, pts, np.zeros(1, np.int64), last_duration)
 
 
 def build_timeline(stream: av.VideoStream, pts: np.ndarray, keyframes: np.ndarray, last_duration: int = 0) -> Timeline:

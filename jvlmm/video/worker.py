@@ -2,11 +2,13 @@
 
 import signal
 import socket
+from typing import Any
 
 from jvlmm.errors import VideoError
 from jvlmm.video.budget import PixelOptions
 from jvlmm.video.clip import Clip
 from jvlmm.video.decode import decode_image, decode_video
+from jvlmm.video.describe import describe
 from jvlmm.video.limits import Limits
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.wire import receive, send, send_clip
@@ -24,19 +26,18 @@ def serve(descriptor: int) -> None:
                 return
             signal.setitimer(signal.ITIMER_REAL, 2 * request["limits"]["deadline_s"] + 1)
             try:
-                clip = answer(request)
+                answer = FUNCTIONS[request.pop("kind")](**options(request))
             except VideoError as error:
                 send(connection, {"error": str(error)})
             else:
-                send_clip(connection, clip)
+                send_clip(connection, answer) if isinstance(answer, Clip) else send(connection, {"record": answer})
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def answer(request: dict) -> Clip:
-    """Decode what a request of `workers.Decoder` asks for."""
-    limits = Limits(**request["limits"])
-    pixels = PixelOptions(**request["pixels"]) if request["pixels"] else None
-    if request["kind"] == "image":
-        return decode_image(request["path"], limits, pixels)
-    frames = FrameOptions(**request["frames"])
-    return decode_video(request["path"], frames, limits, request["start"], request["end"], request["stream"], pixels)
+def options(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request with their options as dataclasses again."""
+    kinds = {"frames": FrameOptions, "limits": Limits, "pixels": PixelOptions}
+    return {name: kinds[name](**value) if name in kinds and value else value for name, value in fields.items()}
+
+
+FUNCTIONS = {"video": decode_video, "image": decode_image, "describe": describe}

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from jvlmm.errors import JvlmmError, VideoError
-from jvlmm.video.budget import PixelOptions
+from jvlmm.video.budget import DEFAULT_PIXELS, PixelOptions
 from jvlmm.video.clip import Clip
 from jvlmm.video.decode import decode_image, decode_video
+from jvlmm.video.describe import describe
 from jvlmm.video.limits import DEFAULT_LIMITS, Limits
 from jvlmm.video.sampling import DEFAULT_FRAMES, FrameOptions
 from jvlmm.video.wire import receive, receive_clip, send
@@ -63,7 +64,7 @@ class Worker:
             status = process.wait()
         return f"signal {-status}" if status < 0 else f"exit status {status}"
 
-    def ask(self, request: dict[str, Any]) -> Clip:
+    def ask(self, request: dict[str, Any]) -> Clip | dict[str, Any]:
         """Run one request; VideoError where it fails, takes too long or takes the process down."""
         if self.process is None or self.process.poll() is not None:
             self.stop()
@@ -75,7 +76,7 @@ class Worker:
             reply = receive(self.connection, deadline)
             if "error" in reply:
                 raise VideoError(reply["error"])
-            return receive_clip(self.connection, reply, deadline)
+            return reply["record"] if "record" in reply else receive_clip(self.connection, reply, deadline)
         except TimeoutError:
             self.stop()
             raise VideoError(
@@ -120,14 +121,27 @@ class Decoder:
         """`decode.decode_video` in a worker."""
         if not self._workers:
             return decode_video(path, frames, self.limits, start, end, stream, pixels)
-        span = {"start": start, "end": end, "stream": stream}
-        return self._ask("video", path, pixels, frames=asdict(frames), **span)
+        return self._ask("video", path, pixels, frames=asdict(frames), start=start, end=end, stream=stream)
 
     def image(self, path: str | os.PathLike[str], pixels: PixelOptions | None = None) -> Clip:
         """`decode.decode_image` in a worker."""
         if not self._workers:
             return decode_image(path, self.limits, pixels)
         return self._ask("image", path, pixels)
+
+    def describe(
+        self,
+        path: str | os.PathLike[str],
+        frames: FrameOptions = DEFAULT_FRAMES,
+        pixels: PixelOptions = DEFAULT_PIXELS,
+        start: float | None = None,
+        end: float | None = None,
+        stream: int | None = None,
+    ) -> dict[str, Any]:
+        """`describe.describe` in a worker."""
+        if not self._workers:
+            return describe(path, frames, pixels, self.limits, start, end, stream)
+        return self._ask("describe", path, pixels, frames=asdict(frames), start=start, end=end, stream=stream)
 
     def close(self) -> None:
         """End all processes; a call in flight in another thread fails."""
@@ -141,7 +155,7 @@ class Decoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, kind: str, path: str | os.PathLike[str], pixels: PixelOptions | None, **rest: Any) -> Clip:
+    def _ask(self, kind: str, path: str | os.PathLike[str], pixels: PixelOptions | None, **rest: Any) -> Any:
         if self._closed:
             raise RuntimeError("the Decoder is closed")
         request = {"kind": kind, "path": os.fspath(path), "limits": asdict(self.limits), **rest}
