@@ -1,0 +1,69 @@
+"""Ask every example, score every answer, write every prediction."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jvlmm.data.example import Example
+from jvlmm.errors import ConfigError, DataError
+from jvlmm.evaluation.manifest import manifest_entry
+from jvlmm.evaluation.metrics import summarize
+from jvlmm.evaluation.predictions import Prediction, PredictionWriter
+from jvlmm.rewards.scoring import score
+from jvlmm.rollout.generator import Generator, Response
+
+Protocol = Literal["direct", "think"]
+
+
+def evaluate(
+    generator: Generator,
+    examples: Sequence[Example],
+    predictions_path: str | Path,
+    protocol: Protocol = "direct",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Figures of `summarize` with a `manifest`; predictions go to `predictions_path` in the order of `examples`.
+
+    `direct` scores the answer wherever it stands; under `think` an answer counts only inside
+    `<think>…</think><answer>…</answer>`. A row that cannot be asked or scored is wrong, and listed with its reason.
+    `on_progress` is told (rows done, rows in all). Raises DataError where the predictions cannot be written.
+    """
+    if protocol not in get_args(Protocol):
+        raise ConfigError(f"protocol {protocol!r} is unknown; choose one of {', '.join(get_args(Protocol))}")
+    predictions: dict[int, Prediction] = {}
+    with PredictionWriter(predictions_path) as writer:
+        for row, response in generator.stream(examples):
+            predictions[row] = predict(examples[row], response, protocol)
+            writer.write(row, predictions[row])
+            if on_progress:
+                on_progress(len(predictions), len(examples))
+    figures = summarize([predictions[row] for row in sorted(predictions)])
+    return {**figures, "protocol": protocol, "manifest": manifest_entry(generator, protocol)}
+
+
+def predict(example: Example, response: Response, protocol: Protocol) -> Prediction:
+    """The scored record of one response."""
+    result, error = None, response.error
+    if error is None:
+        try:
+            result = score(response.text, example, require_format=protocol == "think")
+        except DataError as unusable:
+            error = str(unusable)
+    return Prediction(
+        id=example.id,
+        question_type=example.question_type,
+        answer_type=example.answer_type,
+        raw=response.text,
+        parsed=result.parsed if result else None,
+        parse_method=result.method if result else None,
+        correct=result.correct if result else False,
+        score=result.value if result else 0.0,
+        format_ok=result.format_ok if result else False,
+        finished=response.finished,
+        frames=response.frames,
+        visual_tokens=response.visual_tokens,
+        text_tokens=response.text_tokens,
+        output_tokens=len(response.tokens),
+        latency_s=round(response.latency_s, 4),
+        error=error,
+    )

@@ -1,0 +1,56 @@
+"""Figures of one evaluation from its predictions."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from jvlmm.evaluation.predictions import Prediction
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a proportion, 95 % by default (Wilson 1927); (0, 1) where nothing was counted."""
+    if total == 0:
+        return 0.0, 1.0
+    rate, square = correct / total, z * z
+    centre = (rate + square / (2 * total)) / (1 + square / total)
+    half = z / (1 + square / total) * math.sqrt(rate * (1 - rate) / total + square / (4 * total**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Accuracies by group with counts and 95 % intervals, mean IoUs, and the rows that failed with their reasons.
+
+    Groups are `overall`, every question type, and `mcq`: all multiple choice pooled. A failed row counts as wrong in
+    `accuracy` and as 0 in `tiou` and `box_iou`; `accuracy_of_answered` leaves failed rows out of the denominator.
+    """
+    groups: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        groups["overall"].append(prediction)
+        groups[prediction.question_type].append(prediction)
+        if prediction.answer_type == "mcq":
+            groups["mcq"].append(prediction)
+    correct = {name: sum(p.correct for p in group) for name, group in groups.items()}
+    answered = {name: sum(p.error is None for p in group) for name, group in groups.items()}
+    written = [p for p in predictions if p.error is None]
+    return {
+        "accuracy": {name: correct[name] / len(group) for name, group in groups.items()},
+        "interval": {name: wilson_interval(correct[name], len(group)) for name, group in groups.items()},
+        "accuracy_of_answered": {name: correct[name] / n if n else None for name, n in answered.items()},
+        "counts": {name: len(group) for name, group in groups.items()},
+        "answered": answered,
+        "tiou": _mean(p.score for p in predictions if p.answer_type == "span"),
+        "box_iou": _mean(p.score for p in predictions if p.answer_type == "boxes"),
+        "format_rate": _mean(p.format_ok for p in written),
+        "parsed_rate": _mean(p.parsed is not None for p in written),
+        "finished_rate": _mean(p.finished for p in written),
+        "output_tokens": _mean(p.output_tokens for p in written),
+        "failed": [{"id": p.id, "error": p.error} for p in predictions if p.error is not None],
+    }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    """The mean, or None where there is nothing to average."""
+    values = list(values)
+    return fmean(values) if values else None

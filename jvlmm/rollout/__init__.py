@@ -1,0 +1,1 @@
+"""Jitted prefill and decoding over a key-value cache, and logits processors."""

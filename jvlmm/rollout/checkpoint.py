@@ -1,0 +1,54 @@
+"""From a checkpoint folder to answers in one call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jvlmm.data.batch import BatchOptions
+from jvlmm.data.example import Example, Media
+from jvlmm.data.processor import Decoder, Processor, ProcessorOptions
+from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.errors import DataError
+from jvlmm.models.huggingface import load_config, load_params
+from jvlmm.rollout.generator import Generator, Response
+from jvlmm.rollout.sampling import SamplingOptions
+
+FREE_QUESTION = ProcessorOptions(style="describe")  # adds no instruction to the question
+GREEDY = SamplingOptions()
+
+
+def load_generator(
+    model_dir: str | Path,
+    decoder: Decoder,
+    processor: ProcessorOptions,
+    sampling: SamplingOptions,
+    batch: BatchOptions,
+) -> Generator:
+    """A generator from a Hugging Face folder: config.json, safetensors and tokenizer files.
+
+    Raises CheckpointError, DataError or ConfigError naming what is missing or does not fit.
+    """
+    config = load_config(model_dir)
+    tokenizer = ChatTokenizer.from_pretrained(model_dir)
+    ready = Processor(tokenizer, config, processor, decoder)
+    return Generator(load_params(model_dir, config), ready, sampling, batch)
+
+
+def generate_answer(
+    model_dir: str | Path,
+    media: Sequence[Media],
+    question: str,
+    decoder: Decoder,
+    processor: ProcessorOptions = FREE_QUESTION,
+    sampling: SamplingOptions = GREEDY,
+) -> Response:
+    """Ask one question about some files.
+
+    Raises DataError with the reason where it cannot be asked, and what `load_generator` raises.
+    """
+    buckets = tuple(2**power for power in range(8, processor.max_length.bit_length())) + (processor.max_length,)
+    batch = BatchOptions(batch_size=1, length_buckets=tuple(sorted(set(buckets))))
+    generator = load_generator(model_dir, decoder, processor, sampling, batch)
+    (response,) = generator.generate([Example("question", question, "", "text", tuple(media))])
+    if response.error is not None:
+        raise DataError(response.error.removeprefix("question: "))
+    return response

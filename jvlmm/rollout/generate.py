@@ -1,0 +1,180 @@
+"""Prefill once, decode many: completions of a batch of prompts over a static key-value cache."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvlmm.data.batch import Batch
+from jvlmm.models import qwen2_5_vl
+from jvlmm.models.cache import KVCache
+from jvlmm.models.config import ModelConfig
+from jvlmm.rollout.sampling import SamplingOptions, sample
+
+STOP_CHECK_INTERVAL = 32  # tokens decoded on the device between two looks for stop strings on the host
+_SMALLEST_BUCKET = 16
+
+
+@flax.struct.dataclass
+class Generation:
+    """Completions of a batch; what lies past a row's length is padding with log-probability 0."""
+
+    tokens: np.ndarray  # int32 [B, C], the end-of-sequence token included where one was drawn
+    lengths: np.ndarray  # int32 [B]
+    log_probs: np.ndarray  # float32 [B, C], at temperature 1 among the tokens that are not banned
+    finished: np.ndarray  # bool [B], False where `max_tokens` cut the completion
+
+
+@flax.struct.dataclass
+class DecodeState:
+    """What one decoded token hands to the next."""
+
+    tokens: jax.Array  # int32 [B, C]
+    log_probs: jax.Array  # float32 [B, C]
+    lengths: jax.Array  # int32 [B]
+    finished: jax.Array  # bool [B]
+    next_position: jax.Array  # int32 [B], M-RoPE position of the next token, equal on the three axes
+    keys: jax.Array  # PRNG key [B]
+    step: jax.Array  # int32 [], columns written
+    cache: KVCache
+
+
+def generate(
+    params,
+    config: ModelConfig,
+    batch: Batch,
+    options: SamplingOptions,
+    keys: jax.Array,
+    banned: np.ndarray,
+    decode: Callable[[np.ndarray], str] | None = None,
+) -> Generation:
+    """Completions of the prompts of `batch`, one prompt per row, right-padded; rows without tokens stay empty.
+
+    `keys` [B]: see `sampling.row_keys`; `banned` bool [V]: see `sampling.banned_tokens`; `decode` turns tokens into
+    text and is needed for stop strings only. Compiled once per prompt bucket, batch size and power of two of
+    `max_tokens`.
+    """
+    bucket = max(_SMALLEST_BUCKET, 1 << (options.max_tokens - 1).bit_length())
+    static = replace(options, max_tokens=bucket, stop=(), seed=0)  # what is traced depends on nothing else
+    state = _prefill(params, config, batch, static, keys, banned)
+    if options.stop:
+        if decode is None:
+            raise ValueError("stop strings need `decode`")
+        state = _decode_to_stop(params, config, state, static, banned, options, decode)
+    else:
+        state = _decode(params, config, state, static, banned, options.max_tokens)
+    tokens, log_probs, lengths, finished = jax.device_get(
+        (state.tokens, state.log_probs, state.lengths, state.finished)
+    )
+    written = np.arange(options.max_tokens) < lengths[:, None]
+    return Generation(
+        tokens=np.where(written, tokens[:, : options.max_tokens], config.tokens.pad),
+        lengths=lengths,
+        log_probs=np.where(written, log_probs[:, : options.max_tokens], np.float32(0)),
+        finished=finished,
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "options"))
+def _prefill(params, config: ModelConfig, batch: Batch, options: SamplingOptions, keys, banned) -> DecodeState:
+    """Run the prompts and draw the first token of each row."""
+    rows, length = batch.tokens.shape
+    features = None if batch.vision is None else qwen2_5_vl.encode_vision(params, config, batch.vision)
+    hidden, cache = qwen2_5_vl.prefill(
+        params,
+        config,
+        batch.tokens,
+        batch.positions,
+        batch.segment_ids,
+        batch.visual_index,
+        features,
+        cache_length=length + options.max_tokens,
+    )
+    in_prompt = batch.segment_ids > 0
+    prompt_lengths = in_prompt.sum(axis=-1)
+    last = jnp.take_along_axis(hidden, jnp.maximum(prompt_lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    state = DecodeState(
+        tokens=jnp.full((rows, options.max_tokens), config.tokens.pad, jnp.int32),
+        log_probs=jnp.zeros((rows, options.max_tokens), jnp.float32),
+        lengths=jnp.zeros(rows, jnp.int32),
+        finished=prompt_lengths == 0,
+        next_position=jnp.where(in_prompt[:, None], batch.positions, -1).max(axis=(1, 2)) + 1,
+        keys=keys,
+        step=jnp.int32(0),
+        cache=cache,
+    )
+    return _draw(params, config, state, last, options, banned)
+
+
+def _draw(params, config: ModelConfig, state: DecodeState, hidden, options, banned) -> DecodeState:
+    """Draw the next token of every row from its hidden state [B, D]; finished rows get a pad."""
+    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.step)
+    drawn, log_probs = sample(step_keys, qwen2_5_vl.logits(params, config, hidden), banned, options)
+    drawn = jnp.where(state.finished, config.tokens.pad, drawn)
+    log_probs = jnp.where(state.finished, 0.0, log_probs)
+    ended = jnp.isin(drawn, jnp.array(config.tokens.eos, jnp.int32))
+    return state.replace(
+        tokens=jax.lax.dynamic_update_slice(state.tokens, drawn[:, None], (0, state.step)),
+        log_probs=jax.lax.dynamic_update_slice(state.log_probs, log_probs[:, None], (0, state.step)),
+        lengths=state.lengths + ~state.finished,
+        finished=state.finished | ended,
+        step=state.step + 1,
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "options"), donate_argnames=("state",))
+def _decode(params, config: ModelConfig, state: DecodeState, options: SamplingOptions, banned, until) -> DecodeState:
+    """Decode until every row is finished or `until` columns (int32 scalar) are written."""
+
+    def unfinished(state: DecodeState) -> jax.Array:
+        return (state.step < until) & ~jnp.all(state.finished)
+
+    def one_token(state: DecodeState) -> DecodeState:
+        token = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)[:, 0]
+        positions = jnp.broadcast_to(state.next_position[:, None], (token.shape[0], 3))
+        hidden, cache = qwen2_5_vl.decode_step(params, config, token, positions, state.cache)
+        state = state.replace(cache=cache, next_position=state.next_position + 1)
+        return _draw(params, config, state, hidden, options, banned)
+
+    return jax.lax.while_loop(unfinished, one_token, state)
+
+
+def _decode_to_stop(params, config, state: DecodeState, static, banned, options, decode) -> DecodeState:
+    """Decode in chunks; between two, the host ends the rows whose text holds a stop string."""
+    seen = np.zeros(state.tokens.shape[0], np.int32)
+    step = 1
+    while True:
+        tokens, lengths, finished = map(np.array, jax.device_get((state.tokens, state.lengths, state.finished)))
+        for row in np.flatnonzero(lengths > seen):
+            stopped = _length_at_stop(tokens[row, : lengths[row]], seen[row], options.stop, decode)
+            if stopped is not None:
+                lengths[row], finished[row] = stopped, True
+        state = state.replace(
+            lengths=jax.device_put(lengths, state.lengths.sharding),
+            finished=jax.device_put(finished, state.finished.sharding),
+        )
+        if finished.all() or step >= options.max_tokens:
+            return state
+        seen, step = lengths, min(step + STOP_CHECK_INTERVAL, options.max_tokens)
+        state = _decode(params, config, state, static, banned, step)
+
+
+def _length_at_stop(tokens: np.ndarray, seen: int, stop: Sequence[str], decode) -> int | None:
+    """The number of tokens that first spell a stop string, given that `seen` tokens do not; None where none does."""
+    if not contains_stop(decode(tokens), stop):
+        return None
+    return next(n for n in range(seen + 1, len(tokens) + 1) if contains_stop(decode(tokens[:n]), stop))
+
+
+def contains_stop(text: str, stop: Sequence[str]) -> bool:
+    """Whether any stop string occurs in `text`."""
+    return any(string in text for string in stop)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first stop string in it."""
+    return text[: min((text.find(string) for string in stop if string in text), default=len(text))]

@@ -1,0 +1,147 @@
+"""Examples in, responses out: batched by bucket, failures as results, in the order asked."""
+
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+
+from jvlmm.data.batch import BatchOptions
+from jvlmm.data.example import Example
+from jvlmm.data.loader import PipelineOptions, eval_batches
+from jvlmm.data.processor import Processor
+from jvlmm.data.rejections import Rejections
+from jvlmm.data.sequence import Sequence as Prompt
+from jvlmm.errors import DataError, JvlmmError
+from jvlmm.rollout.generate import cut_at_stop, generate
+from jvlmm.rollout.sampling import SamplingOptions, banned_tokens, row_keys
+
+DEFAULT_PIPELINE = PipelineOptions()
+
+
+@dataclass(frozen=True)
+class Response:
+    """What the model wrote to one example, or why it was not asked."""
+
+    id: str
+    text: str = ""  # without special tokens, up to the stop string
+    tokens: tuple[int, ...] = ()  # as drawn, the end-of-sequence token included
+    finished: bool = False  # False where `max_tokens` cut the text
+    frames: tuple[tuple[int, ...], ...] = ()  # indices of the frames used, per medium in prompt order
+    visual_tokens: int = 0
+    text_tokens: int = 0  # of the prompt, media apart
+    latency_s: float = 0.0  # preparing the example, and generating the batch it was in
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One example under its number, which is unique where ids are not."""
+
+    number: int
+    example: Example
+
+    @property
+    def id(self) -> str:
+        return str(self.number)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Random access to the examples as rows."""
+
+    examples: Sequence[Example]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, number: int) -> _Row:
+        return _Row(number, self.examples[number])
+
+
+@dataclass
+class _Preparation:
+    """Makes prompts, and keeps what is worth telling of each until its response is there."""
+
+    processor: Processor
+    facts: dict[int, dict] = field(default_factory=dict)
+
+    def __call__(self, row: _Row) -> Prompt:
+        begin = time.perf_counter()
+        try:
+            prompt = self.processor.prompt(row.example)
+        except JvlmmError:
+            raise
+        except Exception as error:  # a file may be broken in a way nobody has met: it fails its row, not the run
+            raise DataError(f"{row.example.id}: unexpected {type(error).__name__}: {error}") from error
+        visual = int((prompt.visual_index >= 0).sum())
+        self.facts[row.number] = {
+            "frames": tuple(tuple(patches.indices.tolist()) for patches in prompt.patches),
+            "visual_tokens": visual,
+            "text_tokens": prompt.length - visual,
+            "latency_s": time.perf_counter() - begin,
+        }
+        return prompt
+
+
+class Generator:
+    """A model with its processor, ready to answer.
+
+    An example's draw depends on `options.seed` and its id alone, not on the examples it is batched with.
+    """
+
+    def __init__(
+        self,
+        params,
+        processor: Processor,
+        options: SamplingOptions,
+        batch: BatchOptions,
+        pipeline: PipelineOptions = DEFAULT_PIPELINE,
+    ):
+        """`params` of a model of shape `processor.config`; `batch` gives rows and buckets, `pipeline` the threads."""
+        self.params = params
+        self.config = processor.config
+        self.processor = processor
+        self.options = options
+        self.batch = batch
+        self.pipeline = pipeline
+        self._banned = jax.device_put(banned_tokens(self.config, processor.tokenizer.length))
+
+    def generate(self, examples: Sequence[Example]) -> list[Response]:
+        """A response for every example, in their order; one that cannot be asked has an `error`."""
+        responses = dict(self.stream(examples))
+        return [responses[number] for number in range(len(examples))]
+
+    def stream(self, examples: Sequence[Example]) -> Iterator[tuple[int, Response]]:
+        """(index into `examples`, response) as they come: by batch, those that failed in between."""
+        prepare, rejections = _Preparation(self.processor), Rejections(None)
+        arguments = (prepare, self.batch, self.config, rejections, self.pipeline)
+        told: set[str] = set()
+
+        def failed() -> Iterator[tuple[int, Response]]:
+            for number, reason in rejections.reasons.items():
+                if number not in told:
+                    told.add(number)
+                    yield int(number), Response(examples[int(number)].id, error=reason)
+
+        for batch, numbers in eval_batches(_Rows(examples), *arguments):
+            yield from self._answer(batch, numbers, [examples[number].id for number in numbers], prepare)
+            yield from failed()
+        yield from failed()
+
+    def _answer(self, batch, numbers, ids, prepare: _Preparation) -> Iterator[tuple[int, Response]]:
+        begin = time.perf_counter()
+        row_seeds = np.zeros(len(batch.tokens), np.uint32)
+        row_seeds[: len(ids)] = [zlib.crc32(name.encode()) for name in ids]
+        keys = row_keys(self.options.seed, row_seeds)
+        decode = self.processor.tokenizer.decode
+        result = generate(self.params, self.config, batch, self.options, keys, self._banned, decode)
+        seconds = time.perf_counter() - begin
+        for row, (number, name) in enumerate(zip(numbers, ids, strict=True)):
+            tokens = result.tokens[row, : result.lengths[row]]
+            facts = prepare.facts.pop(number)
+            facts["latency_s"] += seconds
+            text = cut_at_stop(decode(tokens), self.options.stop)
+            yield number, Response(name, text, tuple(tokens.tolist()), bool(result.finished[row]), **facts)
