@@ -1,0 +1,36 @@
+"""What `jvlmm generate` does once its arguments are known; imports JAX."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from jvlmm.cli.options import MediaOptions
+from jvlmm.cli.pixels import checkpoint_pixels
+from jvlmm.cli.verb import Result
+from jvlmm.config import apply_overrides
+from jvlmm.data.example import Media
+from jvlmm.data.processor import ProcessorOptions
+from jvlmm.rollout.checkpoint import generate_answer
+from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.video.workers import Decoder
+
+
+@dataclass(frozen=True)
+class GenerateOptions(MediaOptions):
+    """What `a.b=c` may set."""
+
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    max_length: int = 8192  # tokens of the prompt, visual tokens included
+
+
+def answer(model: str, media: Sequence[Media], question: str, think: bool, overrides: Sequence[str]) -> Result:
+    """The fields of `rollout.generator.Response` that say something of one answer."""
+    options = apply_overrides(GenerateOptions(pixels=checkpoint_pixels(model)), overrides)
+    processor = ProcessorOptions(
+        style="think" if think else "describe",
+        frames=options.frames,
+        pixels=options.pixels,
+        max_length=options.max_length,
+    )
+    with Decoder(limits=options.limits) as decoder:
+        response = asdict(generate_answer(model, media, question, decoder, processor, options.sampling))
+    return {name: value for name, value in response.items() if name not in ("id", "error")}

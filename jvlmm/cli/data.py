@@ -1,0 +1,95 @@
+"""`jvlmm data`: build the embedded dataset, look at one file, check a file of examples."""
+
+import argparse
+from typing import Any
+
+from jvlmm.cli.verb import Result, add_group, add_overrides, add_verb
+
+
+def add_parser(verbs: Any) -> None:
+    group = add_group(verbs, "data", "build, inspect and check data")
+    add_build(group)
+    add_inspect(group)
+    add_check(group)
+
+
+def add_build(group: Any) -> None:
+    parser = add_verb(
+        group,
+        "build",
+        build_dataset,
+        show_build,
+        "draw, encode and annotate the embedded dataset",
+        "jvlmm data build moving-shapes --out data/moving-shapes seed=1",
+    )
+    parser.add_argument("dataset", choices=["moving-shapes"], help="which dataset")
+    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to write")
+    add_overrides(parser, "options, such as seed=1 train=2000")
+
+
+def add_inspect(group: Any) -> None:
+    parser = add_verb(
+        group,
+        "inspect",
+        inspect_file,
+        show_inspection,
+        "show what the model would see of one video or image",
+        "jvlmm data inspect holiday.mp4 frames.fps=1",
+    )
+    parser.add_argument("file", metavar="FILE", help="a video or an image")
+    add_overrides(parser, "options, such as frames.num_frames=16 pixels.video_max_pixels=200704")
+
+
+def add_check(group: Any) -> None:
+    parser = add_verb(
+        group,
+        "check",
+        check_file,
+        show_check,
+        "read every example of a file, open its media and list what cannot be used",
+        "jvlmm data check train.jsonl",
+    )
+    parser.add_argument("file", metavar="FILE", help="examples in the neutral JSONL format")
+
+
+def build_dataset(args: argparse.Namespace) -> Result:
+    from jvlmm.config import apply_overrides
+    from jvlmm.data.moving_shapes import MovingShapesOptions, build
+
+    counts = build(args.out, apply_overrides(MovingShapesOptions(), args.overrides))
+    return {"path": args.out, "examples": counts}
+
+
+def show_build(result: Result) -> None:
+    for split, count in result["examples"].items():
+        print(f"{split:<12} {count:>8} examples")
+    print(f"written to {result['path']}")
+
+
+def inspect_file(args: argparse.Namespace) -> Result:
+    from jvlmm.cli.options import MediaOptions
+    from jvlmm.config import apply_overrides
+    from jvlmm.video.inspect import inspect_media
+
+    options = apply_overrides(MediaOptions(), args.overrides)
+    return inspect_media(args.file, options.frames, options.pixels, options.limits)
+
+
+def show_inspection(result: Result) -> None:
+    from jvlmm.video.inspect import format_inspection
+
+    print(format_inspection(result))
+
+
+def check_file(args: argparse.Namespace) -> Result:
+    from jvlmm.data.check import data_check
+
+    return data_check(args.file)
+
+
+def show_check(result: Result) -> None:
+    for problem in result["problems"]:
+        print(f"{problem['id']}: {problem['reason']}")
+    for bound, count in result["visual_tokens"].items():
+        print(f"{count:>8} examples of up to {bound} visual tokens")
+    print(f"{result['examples']} examples, {result['usable']} usable")

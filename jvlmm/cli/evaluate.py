@@ -1,0 +1,58 @@
+"""`jvlmm eval`: a model's figures on a dataset, and its answer to every question."""
+
+import argparse
+from typing import Any
+
+from jvlmm.cli.verb import Result, add_overrides, add_verb
+
+
+def add_parser(verbs: Any) -> None:
+    parser = add_verb(
+        verbs,
+        "eval",
+        run,
+        show,
+        "score a model on a dataset",
+        "jvlmm eval --model runs/first/models/sft --data runs/first/data --split test --protocol think",
+    )
+    parser.add_argument("--model", metavar="DIR", required=True, help="a Hugging Face checkpoint folder")
+    parser.add_argument("--data", metavar="DIR|JSONL", required=True, help="a built dataset, or examples as JSONL")
+    parser.add_argument("--split", default="test", help="of a built dataset (default: test)")
+    parser.add_argument("--protocol", choices=["think", "direct"], default="think", help="how to ask (default: think)")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N examples only")
+    parser.add_argument("--out", metavar="DIR", default="runs/eval", help="for predictions/ (default: runs/eval)")
+    add_overrides(parser, "options of the stage, such as vision.frames.fps=1 batch_size=16 sampling.max_tokens=512")
+
+
+def run(args: argparse.Namespace) -> Result:
+    from pathlib import Path
+
+    from jvlmm.cli.pixels import checkpoint_pixels
+    from jvlmm.config import apply_overrides
+    from jvlmm.recipes.evaluating import Evaluate
+    from jvlmm.recipes.recipe import Run
+    from jvlmm.recipes.sources import Source, VisionOptions
+
+    stage = Evaluate(
+        name="eval",
+        model=args.model,
+        sources=(Source(args.data, split=args.split, limit=args.limit),),
+        protocol=args.protocol,
+        vision=VisionOptions(pixels=checkpoint_pixels(args.model)),
+    )
+    out = Path(args.out)
+    result = apply_overrides(stage, args.overrides).run(Run(out, seed=0))
+    return {**result["evaluation"], "predictions": str(out / result["path"])}
+
+
+def show(result: Result) -> None:
+    from jvlmm.reporting.tables import text_table
+
+    rows = [[name, value, result["counts"][name]] for name, value in result["accuracy"].items()]
+    print(text_table(["", "accuracy", "examples"], rows))
+    for name, value in (("mean tIoU of spans", result["tiou"]), ("mean IoU of boxes", result["box_iou"])):
+        if value is not None:
+            print(f"{name}: {value:.3f}")
+    for failure in result["failed"]:
+        print(f"failed: {failure['error']}")
+    print(f"every answer: {result['predictions']}")

@@ -1,0 +1,89 @@
+"""The entry point: parse, run the verb, turn every outcome into an exit status."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jvlmm import __version__
+from jvlmm.cli import bench, convert, data, evaluate, generate, run
+from jvlmm.errors import JvlmmError
+
+VERBS = (run, evaluate, generate, data, convert, bench)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="jvlmm",
+        description="Post-training of video large multimodal models in JAX.",
+        epilog="`jvlmm VERB --help` shows an example of each verb.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"jvlmm {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse `argv`. Overrides `a.b=c` may stand anywhere among the options, which argparse alone does not allow."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    strange = [argument for argument in rest if argument.startswith("-") or "=" not in argument]
+    if strange or (rest and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def prepare_environment() -> None:
+    """Defaults of libraries that read the environment when they are imported; what the user set stays."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "jvlmm" / "compilations"))
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not installed is no news
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    0 done; 1 failed, with one line on stderr; 2 wrong usage; 130 interrupted; 141 the reader of a pipe went away;
+    143 terminated, after open files and worker processes were closed.
+    """
+    args = parse(argv)
+    prepare_environment()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        result = args.run(args)
+        if args.json:
+            print(json.dumps(result))
+        else:
+            args.show(result)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("jvlmm: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"jvlmm: error: {describe(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def describe(error: Exception) -> str:
+    """One line for the user; an error not written for one names its class and how to see more."""
+    text = " ".join(str(error).split())
+    if isinstance(error, JvlmmError):
+        return text
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return f"unexpected {type(error).__name__}: {text}; run again with --debug for the traceback"
