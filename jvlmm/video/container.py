@@ -10,11 +10,12 @@ import av
 from av.stream import Disposition
 
 from jvlmm.errors import VideoError
+from jvlmm.video.limits import Limits
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error from a library, on one line."""
-    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    message = getattr(error, "strerror", None) or str(error)
     return " ".join(message.split()) or type(error).__name__
 
 
@@ -59,12 +60,33 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[av.container.InputC
         reason = error.strerror or "unknown format"
         raise VideoError(f"is no readable video ({reason}); check the file or re-encode it") from None
     with container:
+        if container.format.name == "gif":
+            check_gif_end(file)
         yield container
+
+
+def check_gif_end(file: Path) -> None:
+    """Raise VideoError where a GIF lacks its trailer byte: FFmpeg reads a cut GIF as a shorter one."""
+    with file.open("rb") as stream:
+        stream.seek(-min(file.stat().st_size, 64), os.SEEK_END)
+        if not stream.read().rstrip(b"\0").endswith(b";"):
+            raise VideoError("is cut short (a GIF without its trailer); fetch the file again or re-encode it")
 
 
 def video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
     """Streams of moving pictures; the cover pictures of audio files are left out."""
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
+def open_stream(container: av.container.InputContainer, limits: Limits, index: int | None = None) -> av.VideoStream:
+    """`choose_stream`, ready to decode on one thread; VideoError where its frames are larger than `limits`."""
+    stream = choose_stream(container, index)
+    context = stream.codec_context
+    if context is None:
+        raise VideoError(f"stream {stream.index} has an unknown codec; re-encode it, for example to H.264")
+    limits.check_size(context.width, context.height)
+    context.thread_count = 1  # many files at once beat many threads on one
+    return stream
 
 
 def choose_stream(container: av.container.InputContainer, index: int | None = None) -> av.VideoStream:

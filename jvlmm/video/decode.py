@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from jvlmm.errors import VideoError
 from jvlmm.video.budget import PixelOptions, image_size, video_frame_size
 from jvlmm.video.clip import Clip
-from jvlmm.video.container import check_file, choose_stream, named, one_line, open_container
+from jvlmm.video.container import check_file, named, one_line, open_container, open_stream
 from jvlmm.video.frames import MissingFrameError, pictures
 from jvlmm.video.limits import DEFAULT_LIMITS, Limits
 from jvlmm.video.patches import resize_frames
@@ -43,9 +43,7 @@ def decode_video(
         return Clip(taken, source.timeline.times[indices], indices, source.timeline.duration, fps)
 
     with named(path), open_container(path) as container:
-        video = choose_stream(container, stream)
-        limits.check_size(video.codec_context.width, video.codec_context.height)
-        video.codec_context.thread_count = 1  # many files at once beat many threads on one
+        video = open_stream(container, limits, stream)
         try:
             return clip(quick_source(container, video))
         except MissingFrameError as missing:

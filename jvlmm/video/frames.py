@@ -33,7 +33,7 @@ def seek_frames(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (number, frame) for each of `wanted` (int64, increasing), seeking to keyframes where that spares work.
 
-    Raises MissingFrameError where a frame does not come even when decoding from the first keyframe.
+    Raises MissingFrameError where a frame does not come whole even when decoding from the first keyframe.
     """
     queue, done, steps_back = deque(int(n) for n in wanted), set(), 0
     pts = {int(p): number for number, p in enumerate(timeline.pts)}
@@ -43,6 +43,8 @@ def seek_frames(
         container.seek(int(timeline.pts[timeline.keyframes[key]]), stream=stream)
         for frame in decode_needed(container, stream, {int(timeline.pts[n]) for n in queue}):
             number = pts.get(frame.pts, -1)
+            if frame.is_corrupt and number >= timeline.keyframes[key]:
+                break  # what follows may be built on it
             if number in queue and number not in done:
                 done.add(number)
                 yield number, frame
@@ -79,17 +81,17 @@ def pictures(
     """Convert the frames numbered `wanted` (increasing) to upright RGB: uint8 [len(wanted), H, W, 3].
 
     `fit` maps the upright (height, width) to the size the frames are resized to. Raises MissingFrameError where a
-    frame does not come or is marked as damaged, VideoError where the result would be larger than `limits`.
+    frame does not come or one before it is damaged, VideoError where the result would be larger than `limits`.
     """
     place = {int(number): at for at, number in enumerate(wanted)}
     reformatter, orientation = VideoReformatter(), Orientation()
     size, result = (0, 0), np.empty(0, np.uint8)
     for number, frame in numbered:
+        if frame.is_corrupt:  # frames after it may be built on it
+            raise MissingFrameError(f"frame {number} is corrupt")
         at = place.pop(number, None)
         if at is None:
             continue
-        if frame.is_corrupt:
-            raise MissingFrameError(f"frame {number} is corrupt")
         limits.check_size(frame.width, frame.height)
         rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         if not result.size:

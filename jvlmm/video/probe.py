@@ -8,7 +8,7 @@ import av
 from PIL import Image
 
 from jvlmm.errors import VideoError
-from jvlmm.video.container import check_file, choose_stream, named, open_container, video_streams
+from jvlmm.video.container import check_file, named, open_container, open_stream, video_streams
 from jvlmm.video.frames import all_frames
 from jvlmm.video.limits import DEFAULT_LIMITS, Limits
 from jvlmm.video.orientation import Orientation, frame_orientation
@@ -113,10 +113,7 @@ EXIF_ORIENTATIONS = {  # CIPA DC-008, tag Orientation: where the stored first ro
 def probe_video(path: str | os.PathLike[str], stream: int | None, limits: Limits) -> MediaInfo:
     """A video, from its headers and first frame."""
     with open_container(path) as container:
-        chosen = choose_stream(container, stream)
-        context = chosen.codec_context
-        limits.check_size(context.width, context.height)
-        context.thread_count = 1
+        chosen = open_stream(container, limits, stream)
         moving = {s.index for s in video_streams(container)}
         streams = tuple(stream_info(container, s, s.index in moving) for s in container.streams)
         first = next(all_frames(container, chosen), None)
@@ -137,7 +134,7 @@ def probe_video(path: str | os.PathLike[str], stream: int | None, limits: Limits
             fps=float(chosen.average_rate or chosen.guessed_rate or 0),
             frames=chosen.frames or None,
             duration=promised_duration(container, chosen),
-            codec=context.codec.canonical_name,
+            codec=chosen.codec_context.codec.canonical_name,
             pixel_format=first.format.name,
         )
 
@@ -147,7 +144,7 @@ def stream_info(container: av.container.InputContainer, stream: av.stream.Stream
     context = stream.codec_context
     codec = context.codec.canonical_name if context is not None else None
     duration = promised_duration(container, stream)
-    if stream.type != "video":
+    if stream.type != "video" or context is None:
         return StreamInfo(stream.index, stream.type, codec, duration=duration)
     return StreamInfo(
         index=stream.index,

@@ -41,17 +41,25 @@ class Timeline:
 
 def scan_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Timeline | None:
     """Timeline from one pass over the packets; None where they carry no distinct times. VideoError where it is cut."""
-    packets = [p for p in container.demux(stream) if p.size]
+    stamps: list[int | None] = []
+    keys: list[int | None] = []
+    packets = last_duration = 0
+    for packet in container.demux(stream):
+        packets += packet.size > 0
+        if packet.size == 0 or packet.is_discard:
+            continue
+        stamps.append(packet.pts)
+        last_duration = packet.duration or last_duration
+        if packet.is_keyframe:
+            keys.append(packet.pts)
     if not packets:
         raise VideoError("has no frames; check the file or re-encode it")
-    shown = [p for p in packets if not p.is_discard]
-    stamps = {p.pts for p in shown}
-    if not shown or None in stamps or len(stamps) != len(shown):
+    if not stamps or None in stamps or len(set(stamps)) != len(stamps):
         return None
     pts = np.array(sorted(stamps), np.int64)
-    keys = np.searchsorted(pts, np.array(sorted(p.pts for p in shown if p.is_keyframe), np.int64))
-    timeline = build_timeline(stream, pts, keys, shown[-1].duration or 0)
-    check_complete(container, stream, timeline, len(packets))
+    keyframes = np.searchsorted(pts, np.array(sorted(keys) or pts[:1], np.int64))
+    timeline = build_timeline(stream, pts, keyframes, last_duration)
+    check_complete(container, stream, timeline, packets)
     return timeline
 
 

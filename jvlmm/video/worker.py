@@ -7,6 +7,7 @@ from typing import Any
 from jvlmm.errors import VideoError
 from jvlmm.video.budget import PixelOptions
 from jvlmm.video.clip import Clip
+from jvlmm.video.container import one_line
 from jvlmm.video.decode import decode_image, decode_video
 from jvlmm.video.describe import describe
 from jvlmm.video.limits import Limits
@@ -25,10 +26,14 @@ def serve(descriptor: int) -> None:
             except (EOFError, OSError):
                 return
             signal.setitimer(signal.ITIMER_REAL, 2 * request["limits"]["deadline_s"] + 1)
+            path = request["path"]
             try:
                 answer = FUNCTIONS[request.pop("kind")](**options(request))
             except VideoError as error:
                 send(connection, {"error": str(error)})
+            except Exception as error:  # one file must not cost the process, whatever a library raises
+                reason = f"{type(error).__name__}: {one_line(error)}"
+                send(connection, {"error": f"{path}: cannot be decoded ({reason}); check the file or re-encode it"})
             else:
                 send_clip(connection, answer) if isinstance(answer, Clip) else send(connection, {"record": answer})
             signal.setitimer(signal.ITIMER_REAL, 0)
