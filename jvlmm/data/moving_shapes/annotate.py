@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from jvlmm.data.moving_shapes.generate import random_scene
-from jvlmm.data.moving_shapes.options import SPLITS, MovingShapesOptions, SceneOptions
+from jvlmm.data.moving_shapes.options import SPLITS, MovingShapesOptions, SceneOptions, is_image
 from jvlmm.data.moving_shapes.questions import FORMS, Candidate, Form
 from jvlmm.data.moving_shapes.scene import Scene, seconds
 
 LETTERS = "ABCD"
-_OPEN_SHARE = 0.02  # largest share of one answer in forms whose answers are too many to list
+_SCENE_TRIES = 12
 
 
 @dataclass
@@ -33,18 +33,19 @@ class Balance:
 
     def by_need(self) -> list[tuple[Form, ...]]:
         """The question types' forms, both sorted so that what lags furthest behind its share comes first."""
-        lag = {
-            form.name: (self.asked[form.name] / form.weight, self.rng.random()) for t in FORMS.values() for form in t
-        }
-        types = sorted(
-            FORMS.values(), key=lambda forms: (sum(self.asked[f.name] for f in forms), lag[forms[0].name][1])
-        )
-        return [tuple(sorted(forms, key=lambda form: lag[form.name])) for forms in types]
 
-    def choose(self, form: Form, candidates: list[Candidate]) -> Candidate | None:
-        """A candidate whose answer may come next, or None."""
+        def type_lag(forms: tuple[Form, ...]) -> tuple[float, float]:
+            return sum(self.asked[form.name] for form in forms), self.rng.random()
+
+        def form_lag(form: Form) -> tuple[float, float]:
+            return self.asked[form.name] / form.weight, self.rng.random()
+
+        return [tuple(sorted(forms, key=form_lag)) for forms in sorted(FORMS.values(), key=type_lag)]
+
+    def _choose(self, form: Form, candidates: list[Candidate]) -> Candidate | None:
+        """A candidate whose answer may come next, or None: one of the rarest, or no more frequent than the mean."""
         counts = self.keys[form.name]
-        allowed = self.asked[form.name] * _OPEN_SHARE
+        allowed = 1 + self.asked[form.name] / max(len(counts), 1)
         if form.domain is not None:
             allowed = min(counts[key] for key in form.domain(self.options))
         candidates = [c for c in candidates if counts[c.key] <= allowed]
@@ -57,6 +58,14 @@ class Balance:
         self.asked[form.name] += 1
         return chosen
 
+    def take(self, scene: Scene, forms: tuple[Form, ...]) -> tuple[Form, Candidate] | None:
+        """A question about the scene in the first of these forms that allows one."""
+        for form in forms:
+            chosen = self._choose(form, list(form.candidates(scene, self.options, self.rng)))
+            if chosen:
+                return form, chosen
+        return None
+
     def letter(self, form: Form) -> int:
         block = self.letters[form.name]
         if not block:
@@ -65,45 +74,41 @@ class Balance:
 
 
 def annotate(options: MovingShapesOptions, split: str) -> Iterator[tuple[Scene, list[dict[str, Any]]]]:
-    """Scenes of a split with the records of their questions: clips first, then images."""
+    """Scenes of a split with the records of their questions."""
     rng = np.random.default_rng([options.seed, SPLITS.index(split)])
-    scenes = options.scenes_of(split)
-    balance = Balance(rng, scenes)
-    numbers = range(scenes.min_shapes, scenes.max_shapes + 1)
-    shares = np.array([0.5 if n == 1 else 1.0 for n in numbers])  # one shape alone allows no comparison
+    balance = Balance(rng, options.scenes_of(split))
     clips, images = options.counts(split)
-    for index in range(clips + images):
-        is_image = index >= clips
-        name = f"{split}_{index - clips:06d}.png" if is_image else f"{split}_{index:06d}.mp4"
-        num_shapes = int(rng.choice(numbers, p=shares / shares.sum()))
-        media = f"{'images' if is_image else 'videos'}/{name}"
-        scene = random_scene(rng, scenes, media, options.size, is_image, num_shapes)
-        wanted = options.questions_per_image if is_image else options.questions_per_clip
-        yield scene, _ask(scene, balance, wanted, index)
+    for row in range(clips + images):
+        still = is_image(row, clips, images)
+        media = f"images/{split}_{row:06d}.png" if still else f"videos/{split}_{row:06d}.mp4"
+        wanted = options.questions_per_image if still else options.questions_per_clip
+        scene, asked = _scene_with_questions(balance, media, options.size, still, wanted)
+        yield scene, [_record(scene, form, candidate, balance, row) for form, candidate in asked]
 
 
-def _ask(scene: Scene, balance: Balance, wanted: int, scene_index: int) -> list[dict[str, Any]]:
-    """Records of up to `wanted` questions of different types."""
-    records: list[dict[str, Any]] = []
-    for forms in balance.by_need():
-        for form in forms:
-            if (
-                form.domain is not None
-                and form.answer_type == "mcq"
-                and len(form.domain(balance.options)) < len(LETTERS)
-            ):
-                continue
-            candidates = list(form.candidates(scene, balance.options, balance.rng))
-            chosen = balance.choose(form, candidates) if candidates else None
-            if chosen is not None:
-                records.append(_record(scene, form, chosen, balance, scene_index))
-                break
-        if len(records) == wanted:
+def _scene_with_questions(
+    balance: Balance, media: str, size: int, still: bool, wanted: int
+) -> tuple[Scene, list[tuple[Form, Candidate]]]:
+    """A scene, drawn anew until it allows a question of the type most needed, and up to `wanted` of its questions."""
+    numbers = range(balance.options.min_shapes, balance.options.max_shapes + 1)
+    shares = np.array([0.5 if n == 1 else 1.0 for n in numbers])  # one shape alone allows no comparison
+    first, *others = balance.by_need()
+    for _ in range(1 if still else _SCENE_TRIES):
+        num_shapes = int(balance.rng.choice(numbers, p=shares / shares.sum()))
+        scene = random_scene(balance.rng, balance.options, media, size, still, num_shapes)
+        question = balance.take(scene, first)
+        if question:
             break
-    return records
+    asked = [question] if question else []
+    for forms in others:
+        if len(asked) == wanted:
+            break
+        question = balance.take(scene, forms)
+        asked += [question] if question else []
+    return scene, asked
 
 
-def _record(scene: Scene, form: Form, candidate: Candidate, balance: Balance, scene_index: int) -> dict[str, Any]:
+def _record(scene: Scene, form: Form, candidate: Candidate, balance: Balance, row: int) -> dict[str, Any]:
     """The flat record that is stored, with the thought closed by its conclusion."""
     options: list[str] = []
     answer, conclusion = candidate.answer, candidate.evidence
@@ -116,7 +121,7 @@ def _record(scene: Scene, form: Form, candidate: Candidate, balance: Balance, sc
     stem = scene.media.rsplit("/", 1)[1].replace(".", "-")
     return {
         "id": f"moving-shapes/{stem}/{form.name}",
-        "scene": scene_index,
+        "scene": row,
         "question": candidate.question,
         "options": options,
         "answer": answer,

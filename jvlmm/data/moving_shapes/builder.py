@@ -4,6 +4,8 @@ Imported only when a dataset is built or opened; needs no TensorFlow.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,8 @@ class MovingShapesQuestions(_RecordsBuilder, skip_registration=True):
 def write(data_dir: Path, scenes: Mapping[str, Iterable], questions: Mapping[str, Iterable]) -> None:
     """Write the records of all splits. Raises OSError where they cannot be written."""
     for builder_class, records in ((MovingShapesScenes, scenes), (MovingShapesQuestions, questions)):
-        builder_class(data_dir=str(data_dir), records=records).download_and_prepare()
+        with redirect_stdout(StringIO()):  # the builder's notices speak of downloads
+            builder_class(data_dir=str(data_dir), records=records).download_and_prepare()
 
 
 def open_split(data_dir: Path, split: str) -> tuple[Sequence, Sequence]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jvlmm.data.moving_shapes.evidence import box_text, cite, growth, place, time
+from jvlmm.data.moving_shapes.evidence import box_text, cite, growth, place, reading_order, time
 from jvlmm.data.moving_shapes.scene import EVENTS, Scene, Shape, seconds
 
 _SECOND = 2  # steps
@@ -12,13 +12,17 @@ _SECOND = 2  # steps
 
 def _objects(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     question = _pick(rng, "List all objects.", "Which objects are there, and where?")
-    firsts = sorted(scene.shapes, key=lambda s: s.visible[0])
-    return question, "; ".join(cite(scene, s, s.visible[0]) for s in firsts) + "."
+    return question, "; ".join(cite(scene, shape, step) for shape, step in _first_views(scene)) + "."
+
+
+def _first_views(scene: Scene) -> list[tuple[Shape, int]]:
+    return reading_order((shape, shape.visible[0]) for shape in scene.shapes)
 
 
 def _track(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     shape = scene.shapes[rng.integers(len(scene.shapes))]
-    question = _pick(rng, "Track the {}.", "Where is the {} second by second?").format(shape.name)
+    templates = ("Track the {}.", "Where is the {} second by second?")
+    question = _pick(rng, *(("What is the box of the {}?",) if scene.is_image else templates)).format(shape.name)
     first, end = shape.visible
     steps = sorted({*range(first, end, _SECOND), end - 1})
     views = ", ".join(f"<box>{box_text(shape.boxes[k])}</box>" + _at(scene, k) for k in steps)
@@ -27,9 +31,7 @@ def _track(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 def _motion(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     question = _pick(rng, "Describe how the objects move.", "How does each object move?")
-    if scene.is_image:
-        return question, "this is an image: nothing moves."
-    return question, "; ".join(_motion_of(s) for s in scene.shapes) + "."
+    return question, "; ".join(_motion_of(shape) for shape, _ in _first_views(scene)) + "."
 
 
 def _motion_of(shape: Shape) -> str:
@@ -50,7 +52,7 @@ def _visible(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         question = _pick(rng, "What is visible?", "Which shapes are visible?")
     else:
         question = _pick(rng, "What is visible at {:.1f}s?", "Which shapes are visible at {:.1f}s?")
-    shown = [s for s in scene.shapes if s.boxes[step]]
+    shown = [shape for shape, _ in reading_order((s, step) for s in scene.shapes if s.boxes[step])]
     places = ", ".join(f"<obj>{s.colour_at(step)} {s.kind}</obj>" + place(s, step).split("</obj>")[1] for s in shown)
     noun = "shape" if len(shown) == 1 else "shapes"
     return question.format(seconds(step)), f"{len(shown)} {noun}{_at(scene, step)}" + (f": {places}." if shown else ".")
@@ -58,7 +60,7 @@ def _visible(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 def _events(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     question = _pick(rng, "What happens in the video?", "List all events in order.")
-    events = sorted(((e, s) for s in scene.shapes for e in s.events), key=lambda pair: pair[0].step)
+    events = sorted(((e, s) for s, _ in _first_views(scene) for e in s.events), key=lambda pair: pair[0].step)
     if not events:
         return question, "nothing happens."
     return question, "; ".join(_event_of(s, e) for e, s in events) + "."
@@ -81,13 +83,13 @@ def _pick(rng: np.random.Generator, *templates: str) -> str:
 CAPTIONS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[str, str]]] = {
     "caption_objects": _objects,
     "caption_track": _track,
-    "caption_motion": _motion,
     "caption_visible": _visible,
+    "caption_motion": _motion,
     "caption_events": _events,
 }
+STILL_CAPTIONS = ("caption_objects", "caption_track", "caption_visible")  # those that suit an image
 
 
-def caption(name: str, scene: Scene, seed: int) -> tuple[str, str]:
+def caption(name: str, scene: Scene, seed: tuple[int, ...]) -> tuple[str, str]:
     """Instruction and description of one kind; `seed` picks the wording, the object and the time."""
-    rng = np.random.default_rng([seed, tuple(CAPTIONS).index(name)])
-    return CAPTIONS[name](scene, rng)
+    return CAPTIONS[name](scene, np.random.default_rng([*seed, tuple(CAPTIONS).index(name)]))

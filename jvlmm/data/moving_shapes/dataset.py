@@ -11,7 +11,8 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ FORMAT_VERSION = 1  # raised whenever equal options would give other data
 DESCRIPTION = "dataset.json"
 _MARKER = ".incomplete"  # present from the first file to the last
 _PARTS = ("videos", "images", "records")
-_RENDERED_AHEAD = 256
+_BLOCK = 256  # scenes annotated, then drawn, at once
 
 Counts = dict[str, dict[str, Any]]
 
@@ -56,7 +57,8 @@ def build(out_dir: str | Path, options: MovingShapesOptions | None = None, worke
     except (OSError, av.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise DataError(
-            f"{root}: the dataset could not be written ({reason}); free some space or choose a writable folder and build again"
+            f"{root}: the dataset could not be written ({reason}); "
+            "free some space or choose a writable folder, and build again"
         ) from error
     return counts
 
@@ -88,32 +90,32 @@ def _write_parts(root: Path, options: MovingShapesOptions, workers: int) -> tupl
     counts: Counts = {}
     scenes: dict[str, list[dict[str, str]]] = {}
     questions: dict[str, list[dict[str, Any]]] = {}
-    for split in SPLITS:
-        clips, images = options.counts(split)
-        if clips + images == 0:
-            continue
-        annotated = list(annotate(options, split))
-        _write_media(root, [scene for scene, _ in annotated], options, workers)
-        scenes[split] = [{"scene": _compact(scene_to_dict(scene))} for scene, _ in annotated]
-        questions[split] = [{**r, "cited": _compact(r["cited"])} for _, records in annotated for r in records]
-        types = Counter(r["question_type"] for r in questions[split])
-        counts[split] = {
-            "clips": clips,
-            "images": images,
-            "questions": types.total(),
-            "types": dict(sorted(types.items())),
-        }
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        for split in SPLITS:
+            clips, images = options.counts(split)
+            if clips + images == 0:
+                continue
+            scenes[split], questions[split] = _write_split(root, options, split, pool)
+            types = Counter(record["question_type"] for record in questions[split])
+            numbers = {"clips": clips, "images": images, "questions": types.total()}
+            counts[split] = {**numbers, "types": dict(sorted(types.items()))}
     _write_records(root, scenes, questions)
     return counts, {split: [r["question_type"] for r in records] for split, records in questions.items()}
 
 
-def _write_media(root: Path, scenes: list[Scene], options: MovingShapesOptions, workers: int) -> None:
+def _write_split(root: Path, options: MovingShapesOptions, split: str, pool: Executor):
+    """Write the media of a split block by block; its scenes and questions as they are to be stored."""
+
     def write(scene: Scene) -> None:
         write_media(scene, root / scene.media, options.fps, options.crf)
 
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        for start in range(0, len(scenes), _RENDERED_AHEAD):  # a failure stops the build soon
-            list(pool.map(write, scenes[start : start + _RENDERED_AHEAD]))
+    scenes, questions = [], []
+    annotated = annotate(options, split)
+    while block := list(islice(annotated, _BLOCK)):
+        list(pool.map(write, [scene for scene, _ in block]))
+        scenes += [{"scene": _compact(scene_to_dict(scene))} for scene, _ in block]
+        questions += [{**record, "cited": _compact(record["cited"])} for _, records in block for record in records]
+    return scenes, questions
 
 
 def _write_records(root: Path, scenes: Mapping[str, Iterable], questions: Mapping[str, Iterable]) -> None:

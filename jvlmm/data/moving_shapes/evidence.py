@@ -1,5 +1,7 @@
 """The words of a thought: objects, boxes, times, and what follows from them."""
 
+from collections.abc import Iterable
+
 from jvlmm.data.moving_shapes.scene import DIRECTIONS, Box, Event, Scene, Shape, seconds
 
 
@@ -23,8 +25,15 @@ def cite(scene: Scene, shape: Shape, step: int) -> str:
     return place(shape, step) + at(scene, step)
 
 
-def cite_two(shape: Shape, first: int, last: int) -> str:
-    return f"{place(shape, first)} at {time(first)}, <box>{box_text(shape.boxes[last])}</box> at {time(last)}"
+def cite_two(shape: Shape, first: int, last: int, times: bool = True) -> str:
+    """A shape at two steps; without times where they have just been named."""
+    when = (f" at {time(first)}", f" at {time(last)}") if times else ("", "")
+    return f"{place(shape, first)}{when[0]}, <box>{box_text(shape.boxes[last])}</box>{when[1]}"
+
+
+def reading_order(views: Iterable[tuple[Shape, int]]) -> list[tuple[Shape, int]]:
+    """Shapes seen at steps, by time, then from left to right: the order every listing keeps."""
+    return sorted(views, key=lambda view: (view[1], view[0].boxes[view[1]]))
 
 
 def growth(direction: str) -> str:

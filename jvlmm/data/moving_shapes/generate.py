@@ -1,5 +1,7 @@
 """Random scenes that keep the promises questions rely on: integer boxes, the half-second grid, little overlap."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from jvlmm.data.moving_shapes.options import STEP_SECONDS, SceneOptions
@@ -9,6 +11,8 @@ from jvlmm.errors import DataError
 _PROFILES = ("appear", "vanish", "appear vanish", "recolour", "bounce", "start", "stop", "start stop")
 _PROFILE_SHARES = np.array([1, 1, 1.5, 1.2, 1.5, 1, 1, 1.5]) / 9.7
 _MOVING_SHARE = 0.7  # of shapes whose profile does not decide whether they move
+_ALL_STILL_SHARE = 0.1  # of scenes in which nothing moves: without them "neither moves" is rare
+_ONE_SPEED_SHARE = 0.2  # of scenes in which all that moves is equally fast
 _SAME_TIME_SHARE = 0.3  # of events placed at the time of another shape's event
 _REFERENCE_SIZE = 56
 _SHAPE_TRIES = 40
@@ -16,11 +20,11 @@ _SCENE_TRIES = 100
 
 
 def random_scene(
-    rng: np.random.Generator, options: SceneOptions, media: str, size: int, is_image: bool, num_shapes: int
+    rng: np.random.Generator, options: SceneOptions, media: str, size: int, still: bool, num_shapes: int
 ) -> Scene:
     """Draw a scene; a shape is never overlapped by more than half, in an image by no more than a fifth."""
     first, last = round(options.min_seconds / STEP_SECONDS), round(options.max_seconds / STEP_SECONDS)
-    steps = 1 if is_image else int(rng.integers(first, last + 1))
+    steps = 1 if still else int(rng.integers(first, last + 1))
     level = int(rng.integers(16, 56))
     background = tuple(int(v) for v in np.clip(level + rng.integers(-5, 6, 3), 0, 255))
     for _ in range(_SCENE_TRIES):
@@ -37,6 +41,7 @@ def _random_shapes(rng, options: SceneOptions, size: int, steps: int, num_shapes
     colours = [str(c) for c in rng.permutation(list(COLOURS))]
     shapes: list[Shape] = []
     spare = colours[num_shapes:]
+    options = _mood(rng, options)
     allowed = 0.2 if steps == 1 else 0.5
     for colour in colours[:num_shapes]:
         for _ in range(_SHAPE_TRIES):
@@ -49,6 +54,16 @@ def _random_shapes(rng, options: SceneOptions, size: int, steps: int, num_shapes
         if shape.recolour:
             spare = [c for c in spare if c != shape.recolour[1]]
     return tuple(shapes)
+
+
+def _mood(rng, options: SceneOptions) -> SceneOptions:
+    """Some scenes have a single speed, or none, so that answers such as "both the same" come up often enough."""
+    draw = rng.random()
+    if draw < _ALL_STILL_SHARE:
+        return replace(options, speeds=(0,))
+    if draw < _ALL_STILL_SHARE + _ONE_SPEED_SHARE:
+        return replace(options, speeds=(options.speeds[rng.integers(len(options.speeds))],))
+    return options
 
 
 def _overlap(shape: Shape, other: Shape) -> float:

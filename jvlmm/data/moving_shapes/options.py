@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jvlmm.errors import DataError
+from jvlmm.errors import ConfigError
 
 STEP_SECONDS = 0.5  # scenes change on this grid only, so any sampling at 2 frames per second sees every state
 SPLITS = ("train", "validation", "test", "test_hard")
@@ -84,13 +84,18 @@ class MovingShapesOptions:
         return asdict(self)
 
 
+def is_image(row: int, clips: int, images: int) -> bool:
+    """Whether scene `row` of a split is an image; images lie evenly among the clips."""
+    return (row + 1) * images // (clips + images) > row * images // (clips + images)
+
+
 def _count_fields() -> tuple[str, ...]:
     return tuple(f"{split}_{kind}" for split in SPLITS for kind in ("clips", "images"))
 
 
 def _require(name: str, value: object, holds: bool, allowed: str) -> None:
     if not holds:
-        raise DataError(f"moving shapes: {name}={value!r} is not allowed; use {allowed}")
+        raise ConfigError(f"moving shapes: {name}={value!r} is not allowed; use {allowed}")
 
 
 def _check_scenes(name: str, scenes: SceneOptions) -> None:
@@ -100,7 +105,7 @@ def _check_scenes(name: str, scenes: SceneOptions) -> None:
         ("min_shape_pixels", 6 <= scenes.min_shape_pixels <= 20, "6 to 20"),
         ("max_shape_pixels", scenes.min_shape_pixels <= scenes.max_shape_pixels <= 20, "min_shape_pixels to 20"),
         ("min_seconds", scenes.min_seconds >= 4 and scenes.min_seconds % STEP_SECONDS == 0, "4.0, 4.5, 5.0, …"),
-        ("max_seconds", scenes.max_seconds >= scenes.min_seconds, "at least min_seconds"),
+        ("max_seconds", scenes.min_seconds <= scenes.max_seconds <= 16, "min_seconds to 16"),
         ("directions", scenes.directions in (4, 8), "4 or 8"),
         ("speeds", bool(scenes.speeds) and all(1 <= s <= 8 for s in scenes.speeds), "numbers from 1 to 8"),
         ("plain_share", 0 <= scenes.plain_share < 1, "at least 0 and below 1"),

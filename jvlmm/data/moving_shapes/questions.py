@@ -104,6 +104,7 @@ def count_at(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> I
 
 
 def _count(scene, question: str, shown: list[tuple[Shape, int]], numbers, step: int | None = None) -> Candidate:
+    shown = evidence.reading_order(shown)
     total = str(len(shown))
     when = "" if step is None or not shown else f" at {evidence.time(step)}"
     places = [f"{evidence.place(s, k)}{evidence.at(scene, k) if step is None else ''}" for s, k in shown]
@@ -136,8 +137,10 @@ def quadrant_of(box, size: int) -> str | None:
 
 
 def _clear_views(scene: Scene) -> Iterator[tuple[Shape, int]]:
+    """Shapes and steps at which they are clearly seen in the colour that names them."""
     for index, shape in enumerate(scene.shapes):
-        yield from ((shape, k) for k in range(scene.steps) if scene.clear(index, k))
+        end = shape.recolour[0] if shape.recolour else scene.steps
+        yield from ((shape, k) for k in range(end) if scene.clear(index, k))
 
 
 def _at_time(scene: Scene, step: int) -> str:
@@ -182,9 +185,8 @@ def speed(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iter
             template = _pick(rng, "Which moves faster, {} or {}?", "Which is faster, {} or {}?")
             texts = {"first": _the(one), "second": _the(two), "same": "both the same", "neither": "neither moves"}
             distances = (round(s.speed * (window[1] - window[0])) for s in (one, two))
-            seen = "; ".join(
-                f"{evidence.cite_two(s, *window)}: {d} pixels" for s, d in zip((one, two), distances, strict=True)
-            )
+            views = evidence.cite_two(one, *window), evidence.cite_two(two, *window, times=False)
+            seen = "; ".join(f"{view}: {d} pixels" for view, d in zip(views, distances, strict=True))
             end = f"so {texts[key]} is faster" if key in ("first", "second") else f"so {texts[key]}"
             cited = tuple((s.name, k) for s in (one, two) for k in window)
             question = template.format(_the(one), _the(two))
@@ -253,7 +255,8 @@ def _order(rng, one: Shape, two: Shape, kind_one: str, kind_two: str, key: str, 
     texts = {"first": happenings[0], "second": happenings[1], "same": "both at once", "neither": "neither happens"}
     question = _pick(rng, "What happens first: {} or {}?", "Which comes first: {} or {}?").format(*happenings)
     if steps is None:
-        seen, cited = f"it is not seen that {happenings[0]}, nor that {happenings[1]}, so neither happens", ()
+        facts = [f"<obj>{s.name}</obj> {EVENTS[k]}: never" for s, k in ((one, kind_one), (two, kind_two))]
+        seen, cited = f"{', '.join(facts)}, so neither happens", ()
     else:
         cited = ((one.name, steps[0]), (two.name, steps[1]))
         facts = [

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 from jvlmm.data.example import Example, Media
-from jvlmm.data.moving_shapes.captions import CAPTIONS, caption
+from jvlmm.data.moving_shapes.captions import CAPTIONS, STILL_CAPTIONS, caption
 from jvlmm.data.moving_shapes.dataset import read_description
-from jvlmm.data.moving_shapes.options import SPLITS
+from jvlmm.data.moving_shapes.options import is_image
 from jvlmm.data.moving_shapes.questions import FORMS
 from jvlmm.data.moving_shapes.scene import scene_from_dict
 from jvlmm.errors import DataError
@@ -57,12 +58,12 @@ class Questions(Sequence):
 
 @dataclass(frozen=True)
 class Captions(Sequence):
-    """Descriptions of every clip and image of a split: row i is description i mod K of scene i div K."""
+    """Descriptions of the clips and images of a split."""
 
     root: Path
     split: str
     scenes: Sequence
-    rows: Sequence[int]
+    rows: tuple[tuple[int, str, int], ...]  # row of the scene, kind of caption, which draw of it
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,13 +71,12 @@ class Captions(Sequence):
     def __getitem__(self, index: SupportsIndex | slice) -> Example:
         if isinstance(index, slice):
             return replace(self, rows=self.rows[index])
-        row, variant = divmod(self.rows[index], len(CAPTIONS))
+        row, name, draw = self.rows[index]
         record = json.loads(_plain(self.scenes[row]["scene"]))
-        name = tuple(CAPTIONS)[variant]
-        question, text = caption(name, scene_from_dict(record), seed=row)
+        question, text = caption(name, scene_from_dict(record), seed=(row, draw))
         stem = record["media"].rsplit("/", 1)[1].replace(".", "-")
         return Example(
-            id=f"moving-shapes/{stem}/{name}",
+            id=f"{BENCHMARK}/{stem}/{name}-{draw}",
             question=question,
             answer=text,
             answer_type="text",
@@ -100,17 +100,27 @@ def load(
     unknown = [name for name in question_types or () if name not in FORMS]
     if unknown:
         raise DataError(f"question type {unknown[0]!r} does not exist; use some of {', '.join(FORMS)}")
-    types = _split_types(root, split)
+    types = _of_split(root, split, "question_types")
     rows = [k for k, name in enumerate(types) if question_types is None or name in question_types]
     scenes, questions = _open(root, split)
     return Questions(Path(root).absolute(), split, scenes, questions, tuple(rows[:limit]))
 
 
-def caption_examples(root: str | Path, split: str, limit: int | None = None) -> Sequence[Example]:
-    """Dense supervision: several descriptions of every scene of a split, as plain text without a thought."""
-    _split_types(root, split)
+def caption_examples(root: str | Path, split: str, draws: int = 1, limit: int | None = None) -> Sequence[Example]:
+    """Dense supervision: descriptions of every scene of a split, as plain text without a thought.
+
+    Each kind of description comes `draws` times a scene, with other words, objects and times.
+    """
+    counts = _of_split(root, split, "counts")
+    clips, images = counts["clips"], counts["images"]
     scenes, _ = _open(root, split)
-    return Captions(Path(root).absolute(), split, scenes, range(len(scenes) * len(CAPTIONS))[:limit])
+    rows = (
+        (row, name, draw)
+        for row in range(clips + images)
+        for draw in range(draws)
+        for name in (STILL_CAPTIONS if is_image(row, clips, images) else CAPTIONS)
+    )
+    return Captions(Path(root).absolute(), split, scenes, tuple(islice(rows, limit)))
 
 
 def direct(example: Example) -> Example:
@@ -118,12 +128,12 @@ def direct(example: Example) -> Example:
     return replace(example, response=example.answer)
 
 
-def _split_types(root: str | Path, split: str) -> list[str]:
-    types = read_description(Path(root))["question_types"]
-    if split not in types:
-        known = ", ".join(types) if split in SPLITS else ", ".join(SPLITS)
-        raise DataError(f"{root}: there is no split {split!r}; use one of {known}")
-    return types[split]
+def _of_split(root: str | Path, split: str, field: str) -> Any:
+    """A split's entry in a field of the description."""
+    splits = read_description(Path(root))[field]
+    if split not in splits:
+        raise DataError(f"{root}: there is no split {split!r}; use one of {', '.join(splits)}")
+    return splits[split]
 
 
 def _open(root: str | Path, split: str) -> tuple[Sequence, Sequence]:

@@ -39,7 +39,7 @@ EVENTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happens to a shape at `step`: the first step of the new state, or the turning point of a motion."""
+    """Something that happens to a shape at `step`: the first step of a new state, or where a motion turns."""
 
     step: int
     kind: str  # a key of EVENTS
@@ -119,8 +119,9 @@ def overlap_share(box: Box, other: Box) -> float:
     """Area of the intersection over the area of the smaller box."""
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
-    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (box, other)]
-    return max(width, 0) * max(height, 0) / min(areas)
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / min((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other))
 
 
 def _intersect(box: Box | None, other: Box | None) -> bool:
