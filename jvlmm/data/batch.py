@@ -30,7 +30,7 @@ class BatchOptions:
     """The static shapes batches come in; every combination that occurs is compiled once."""
 
     batch_size: int = 8  # rows; of one process, where there are several
-    length_buckets: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)  # tokens of a row, padding included
+    length_buckets: tuple[int, ...] = ()  # tokens of a row, padding included; (): powers of two from 64
     patch_buckets: tuple[int, ...] = ()  # patches of a batch, padding included; (): exactly as many as there are
     frame_patches: tuple[int, ...] = ()  # patches of a frame; (): powers of two
     fold: bool = False  # only rows with media of equal sizes share a batch, whose attention needs no gathers then
@@ -38,8 +38,6 @@ class BatchOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch.batch_size={self.batch_size} must be at least 1")
-        if not self.length_buckets:
-            raise ConfigError("batch.length_buckets is empty; name at least one length, for instance 1024")
         for name in ("length_buckets", "patch_buckets", "frame_patches"):
             sizes = getattr(self, name)
             if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
@@ -48,6 +46,8 @@ class BatchOptions:
 
 def length_bucket(length: int, options: BatchOptions) -> int:
     """The smallest bucket that holds `length` tokens."""
+    if not options.length_buckets:
+        return max(64, 1 << (length - 1).bit_length())
     return next(bucket for bucket in options.length_buckets if bucket >= length)
 
 

@@ -1,6 +1,6 @@
 """Example → Sequence: decode the media, render the prompt, place the positions."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +12,8 @@ from jvlmm.data.prompts import Style, render
 from jvlmm.data.sequence import Sequence
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError, DataError, VideoError
-from jvlmm.models.config import ModelConfig
-from jvlmm.video.budget import PixelOptions, image_size, video_frame_size
+from jvlmm.models.config import ModelConfig, VisionConfig
+from jvlmm.video.budget import MERGED_PATCH, PixelOptions
 from jvlmm.video.clip import Clip, Patches
 from jvlmm.video.patches import to_patches
 from jvlmm.video.sampling import FrameOptions
@@ -22,9 +22,11 @@ from jvlmm.video.sampling import FrameOptions
 class Decoder(Protocol):
     """What the processor asks of `jvlmm.video.workers.Decoder`."""
 
-    def video(self, path: str, frames: FrameOptions, *, start: float | None, end: float | None) -> Clip: ...
+    def video(
+        self, path: str, frames: FrameOptions, start: float | None, end: float | None, *, pixels: PixelOptions
+    ) -> Clip: ...
 
-    def image(self, path: str) -> Clip: ...
+    def image(self, path: str, *, pixels: PixelOptions) -> Clip: ...
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class ProcessorOptions:
     """How an example is asked and how much of it the model sees."""
 
     style: Style = "direct"
-    frames: FrameOptions = field(default_factory=FrameOptions)
-    pixels: PixelOptions = field(default_factory=PixelOptions)
+    frames: FrameOptions = FrameOptions()
+    pixels: PixelOptions = PixelOptions()
     max_length: int = 8192  # tokens of one sequence, visual tokens included
     cache_bytes: int = 0  # host memory for patches of files used again; 0 decodes every time
     text_after_media: TextAfterMedia = "grid"  # see positions.mrope_positions
@@ -67,6 +69,11 @@ class Processor:
                     f"the {name} token is {token_id} in the tokenizer and {getattr(config.tokens, name)} in the model; "
                     "use the tokenizer of the same checkpoint"
                 )
+        merged = config.vision.patch_size * config.vision.spatial_merge_size
+        if merged != MERGED_PATCH:
+            raise ConfigError(
+                f"the model merges patches to {merged} pixels a side; the pixel budget is made for {MERGED_PATCH}"
+            )
         if tokenizer.length > config.text.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.length} entries, the model {config.text.vocab_size}; "
@@ -94,24 +101,10 @@ class Processor:
 
     def patches(self, media: Media) -> Patches:
         """Decode, resize and cut one image or video, or take it from the cache. Raises VideoError."""
-        return self.cache.get((media, self.options.frames, self.options.pixels), lambda: self._decode(media))
-
-    def _decode(self, media: Media) -> Patches:
-        vision, pixels = self.config.vision, self.options.pixels
-        factor = vision.patch_size * vision.spatial_merge_size
-        if media.type == "image":
-            clip = self._decoder.image(media.path)
-        else:
-            clip = self._decoder.video(media.path, self.options.frames, start=media.start, end=media.end)
-        height, width = clip.frames.shape[1:3]
-        try:
-            if media.type == "image":
-                size = image_size(height, width, pixels, factor)
-            else:
-                size = video_frame_size(len(clip.frames), height, width, pixels, factor)
-        except ValueError as error:
-            raise VideoError(f"{media.path}: {error}") from error
-        return to_patches(clip, size, vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+        frames, pixels, vision = self.options.frames, self.options.pixels, self.config.vision
+        return self.cache.get(
+            (media, frames, pixels), lambda: decode_patches(media, self._decoder, frames, pixels, vision)
+        )
 
     def _sequence(self, example: Example, messages: list[dict], add_generation_prompt: bool) -> Sequence:
         try:
@@ -159,6 +152,18 @@ class Processor:
                 "lower the frames or pixels, shorten the text, or raise processor.max_length"
             )
         return np.repeat(tokens, repeats), np.repeat(loss_mask, repeats)
+
+
+def decode_patches(
+    media: Media, decoder: Decoder, frames: FrameOptions, pixels: PixelOptions, vision: VisionConfig
+) -> Patches:
+    """The patches of one image or video file. Raises VideoError naming the file."""
+    if media.type == "image":
+        clip = decoder.image(media.path, pixels=pixels)
+    else:
+        clip = decoder.video(media.path, frames, media.start, media.end, pixels=pixels)
+    size = clip.frames.shape[1:3]  # the decoder has brought it within the budget
+    return to_patches(clip, size, vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
 
 
 def _in_prompt_order(example: Example, messages: list[dict]) -> list[Media]:

@@ -14,8 +14,8 @@ ANSWER_FORMS = {
     "yesno": "Answer yes or no.",
     "number": "Answer with a number.",
     "text": "Answer with a word or phrase.",
-    "span": "Answer with [start, end] in seconds.",
-    "boxes": "Answer with <box>[x1, y1, x2, y2]</box>.",
+    "span": "Answer with the start and end in seconds.",
+    "boxes": "Answer with the box [x1,y1,x2,y2].",
 }
 """What each answer type asks for. Short, as every prompt carries it."""
 

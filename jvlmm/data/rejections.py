@@ -20,7 +20,7 @@ class Rejections:
     """Each rejected example once, in memory and in `path` (JSON lines of id and reason), across restarts."""
 
     def __init__(self, path: str | Path | None):
-        """Continues the list in `path`; None keeps it in memory only. Raises DataError when `path` is not such a list."""
+        """Continues the list in `path`; None keeps it in memory. Raises DataError when it is not such a list."""
         self._path = Path(path) if path is not None else None
         self._lock = threading.Lock()
         self._reasons: dict[str, str] = {}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jvlmm.errors import DataError
+from jvlmm.models.config import SpecialTokens
 
 IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO_PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -59,6 +60,18 @@ class ChatTokenizer:
     def length(self) -> int:
         """Number of entries, added tokens included."""
         return len(self._tokenizer)
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """The ids a model of this vocabulary must use."""
+        return SpecialTokens(
+            image=self.image_id,
+            video=self.video_id,
+            vision_start=self.vision_start_id,
+            vision_end=self.vision_end_id,
+            eos=(self.eos_id, self.pad_id),
+            pad=self.pad_id,
+        )
 
     def token_id(self, token: str) -> int:
         """Id of one token of the vocabulary. Raises DataError where the tokenizer has no such token."""

@@ -1,0 +1,207 @@
+"""Batches in seeded order, nothing lost, positions exact, refused examples listed."""
+
+import json
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from jvlmm.data.batch import BatchOptions
+from jvlmm.data.example import Media
+from jvlmm.data.loader import PipelineOptions, eval_batches, make_loader
+from jvlmm.data.rejections import Rejected, Rejections
+from jvlmm.errors import ConfigError, DataError
+
+OPTIONS = BatchOptions(batch_size=4, length_buckets=(96, 128, 256), patch_buckets=(128, 512))
+FAST = PipelineOptions(num_threads=2, read_ahead=4, prefetch=2)
+
+
+@pytest.fixture
+def examples(drawing):
+    """Thirty examples in three length buckets, some without media."""
+    videos = ("4x28x28", "4x56x56", "12x56x56", None)
+    return [drawing.example(i, videos[i % 4], question="Which shape moves left? " + "x " * (i % 3)) for i in range(30)]
+
+
+def _ids(loader, count=None):
+    with loader:
+        return [ids for _, ids in (loader if count is None else zip_first(loader, count))]
+
+
+def zip_first(loader, count):
+    return (next(loader) for _ in range(count))
+
+
+def _loader(examples, drawing, seed=0, epochs=1, pipeline=FAST, options=OPTIONS, **rest):
+    return make_loader(examples, drawing.processor(), options, seed, epochs, pipeline=pipeline, **rest)
+
+
+def test_every_example_comes_once_an_epoch_in_one_bucket_a_batch(examples, drawing):
+    with _loader(examples, drawing, epochs=2) as loader:
+        seen = Counter()
+        for batch, ids in loader:
+            assert batch.tokens.shape[0] == 4 and batch.tokens.shape[1] in OPTIONS.length_buckets
+            used = (batch.segment_ids > 0).sum(axis=1)
+            assert ((used > 0) == (np.arange(4) < len(ids))).all()
+            smaller = [bucket for bucket in OPTIONS.length_buckets if bucket < batch.tokens.shape[1]]
+            assert used[: len(ids)].min() > max(smaller, default=0)
+            seen.update(ids)
+    assert seen == {e.id: 2 for e in examples}
+
+
+def test_seed_fixes_the_order_and_epochs_differ(examples, drawing):
+    assert _ids(_loader(examples, drawing, seed=3)) == _ids(_loader(examples, drawing, seed=3))
+    assert _ids(_loader(examples, drawing, seed=3)) != _ids(_loader(examples, drawing, seed=4))
+    one_bucket = BatchOptions(batch_size=5, length_buckets=(256,))
+    ids = [i for batch in _ids(_loader(examples, drawing, epochs=2, options=one_bucket)) for i in batch]
+    assert sorted(ids[:30]) == sorted(ids[30:]) and ids[:30] != ids[30:]
+
+
+def test_number_of_threads_does_not_change_the_batches(examples, drawing):
+    plain = PipelineOptions(num_threads=1, read_ahead=1, prefetch=0)
+    assert _ids(_loader(examples, drawing, pipeline=plain)) == _ids(_loader(examples, drawing))
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5, 9, 12])
+def test_restored_loader_continues_exactly(examples, drawing, taken):
+    with _loader(examples, drawing, epochs=2) as loader:
+        list(zip_first(loader, taken))
+        state = json.loads(json.dumps(loader.get_state()))
+        rest = [(ids, batch) for batch, ids in loader]
+    with _loader(examples, drawing, epochs=2) as restored:
+        list(zip_first(restored, 3))  # a used loader can be set back as well
+        restored.set_state(state)
+        again = [(ids, batch) for batch, ids in restored]
+    assert [ids for ids, _ in again] == [ids for ids, _ in rest]
+    for (_, ours), (_, theirs) in zip(again, rest, strict=True):
+        np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+        if ours.vision is not None:
+            np.testing.assert_array_equal(ours.vision.pixels, theirs.vision.pixels)
+
+
+def test_state_of_other_data_is_refused(examples, drawing):
+    with _loader(examples, drawing) as loader:
+        state = loader.get_state()
+    with _loader(examples[:-1], drawing) as other, pytest.raises(DataError, match="examples=30.*examples=29"):
+        other.set_state(state)
+    with _loader(examples, drawing, seed=1) as other, pytest.raises(DataError, match="seed=0.*seed=1"):
+        other.set_state(state)
+
+
+def test_refused_examples_are_listed_once_and_never_stop(examples, drawing, tmp_path):
+    path = tmp_path / "run/rejected.jsonl"
+    broken = drawing.example(100, media=(Media("video", "/clips/broken-1.mp4"),))
+    untold = drawing.example(101, question="<video><video> what?")
+    large = drawing.example(102, video="80x56x56")
+    examples = [broken, *examples[:10], untold, large, *examples[10:]]
+    with _loader(examples, drawing, epochs=3, rejected_path=path) as loader:
+        seen = Counter(i for _, ids in loader for i in ids)
+        assert set(loader.rejections.reasons) == {"e100", "e101", "e102"}
+    assert set(seen.values()) == {3} and len(seen) == 30
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == ["e100", "e101", "e102"]
+    assert "is damaged" in next(row["reason"] for row in rows if row["id"] == "e100")
+    with _loader(examples, drawing, rejected_path=path) as resumed:
+        list(resumed)
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_dataset_without_a_usable_example_ends_with_the_reason(drawing):
+    examples = [drawing.example(i, media=(Media("video", "/clips/broken-1.mp4"),)) for i in range(5)]
+    with _loader(examples, drawing, epochs=None) as loader, pytest.raises(DataError, match="among the last 5.*damaged"):
+        next(loader)
+    with pytest.raises(DataError, match="no examples"):
+        _loader([], drawing)
+
+
+def test_other_errors_are_not_swallowed(examples, drawing):
+    class Bug:
+        def video(self, *args, **kwargs):
+            raise ZeroDivisionError("a bug")
+
+    with (
+        make_loader(examples, drawing.processor(Bug()), OPTIONS, 0, 1, pipeline=FAST) as loader,
+        pytest.raises(ZeroDivisionError),
+    ):
+        list(loader)
+
+
+def test_batches_leave_early_rather_than_exceed_the_patch_bucket(drawing):
+    examples = [drawing.example(i, "12x56x56") for i in range(8)]  # 96 patches each
+    options = BatchOptions(batch_size=8, length_buckets=(256,), patch_buckets=(128, 256))
+    with _loader(examples, drawing, options=options) as loader:
+        sizes = [(len(ids), len(batch.vision.pixels)) for batch, ids in loader]
+    assert sizes == [(2, 256)] * 4
+
+
+def test_processes_share_the_data(examples, drawing):
+    options = BatchOptions(batch_size=4, length_buckets=(256,), patch_buckets=(512,))
+    shares = []
+    for index in range(2):
+        pipeline = PipelineOptions(process_index=index, process_count=2)
+        shares.append([i for ids in _ids(_loader(examples, drawing, options=options, pipeline=pipeline)) for i in ids])
+    assert sorted(shares[0] + shares[1]) == sorted(e.id for e in examples)
+    with pytest.raises(ConfigError, match="2 processes need one bucket"):
+        _loader(examples, drawing, pipeline=PipelineOptions(process_count=2))
+
+
+def test_next_batch_is_prepared_while_this_one_is_used(examples, drawing):
+    """After the first batch the background thread goes on by itself, up to its limit."""
+    decoder = drawing.decoder()
+    with make_loader(examples, drawing.processor(decoder), OPTIONS, 0, None, pipeline=FAST) as loader:
+        next(loader)
+        calls, waited = 0, threading.Event()
+        while calls != len(decoder.calls):
+            calls = len(decoder.calls)
+            waited.wait(0.3)
+        assert 12 < calls < 60
+
+
+def test_close_ends_the_threads(examples, drawing):
+    before = threading.active_count()
+    loader = _loader(examples, drawing, epochs=None)
+    next(loader)
+    loader.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("grain"):
+            thread.join(5)
+    assert threading.active_count() <= before
+
+
+def test_evaluation_covers_every_example_once(examples, drawing, model_config):
+    broken = drawing.example(100, media=(Media("video", "/clips/broken-1.mp4"),))
+    examples = [*examples[:7], broken, *examples[7:]]
+    rejections, seen = Rejections(None), []
+    for batch, indices in eval_batches(
+        examples, drawing.processor().prompt, OPTIONS, model_config, rejections, pipeline=FAST
+    ):
+        assert not batch.loss_mask.any()
+        for row, index in enumerate(indices):
+            expected = drawing.processor().prompt(examples[index]).tokens
+            np.testing.assert_array_equal(batch.tokens[row, : len(expected)], expected)
+        seen += indices
+    assert sorted(seen) == [i for i in range(31) if i != 7]
+    assert set(rejections.reasons) == {"e100"}
+    assert list(eval_batches([], None, OPTIONS, model_config, rejections)) == []
+
+
+def test_evaluation_where_nothing_is_usable_yields_nothing(drawing, model_config):
+    examples = [drawing.example(i, media=(Media("video", "/clips/broken-1.mp4"),)) for i in range(3)]
+    rejections = Rejections(None)
+    assert list(eval_batches(examples, drawing.processor().prompt, OPTIONS, model_config, rejections)) == []
+    assert len(rejections) == 3
+
+
+def test_foreign_rejection_list_is_not_overwritten(tmp_path):
+    path = tmp_path / "rejected.jsonl"
+    path.write_text("notes of my own\n")
+    with pytest.raises(DataError, match="rejected.jsonl: not a list"):
+        Rejections(path).add(Rejected("a", "b"))
+    assert path.read_text() == "notes of my own\n"
+
+
+@pytest.mark.parametrize("options", [{"num_threads": 0}, {"prefetch": -1}, {"process_index": 1}])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ConfigError, match="pipeline"):
+        PipelineOptions(**options)
