@@ -11,7 +11,7 @@ import numpy as np
 from jvlmm.data.example import Example
 from jvlmm.data.processor import Processor, decode_patches
 from jvlmm.data.prompts import render
-from jvlmm.data.records import read_examples
+from jvlmm.data.records import read_records
 from jvlmm.data.rejections import Rejected
 from jvlmm.errors import DataError, VideoError
 from jvlmm.models.config import VisionConfig
@@ -29,7 +29,7 @@ def data_check(path: str | Path, processor: Processor | None = None, num_threads
     Returns JSON-ready `examples` (rows), `usable`, `problems` [{id, reason}] and histograms `tokens` and
     `visual_tokens`. Raises DataError when the file cannot be opened.
     """
-    records = read_examples(path)
+    records = read_records(path)
     if processor is None:
         with Decoder(workers=num_threads) as decoder:
             outcomes = _measure_all(records.examples, partial(_open_media, decoder), num_threads)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jvlmm.data.example import AnswerType, Example, Media
-from jvlmm.data.rejections import Rejected
+from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.errors import DataError
 
 FIELDS = (
@@ -27,7 +27,23 @@ class Records:
     rejected: tuple[Rejected, ...]  # rows that cannot be used; the reason starts with the line number
 
 
-def read_examples(path: str | Path, root: str | Path | None = None) -> Records:
+def read_examples(
+    path: str | Path, rejected_path: str | Path | None = None, root: str | Path | None = None
+) -> tuple[Example, ...]:
+    """The usable examples of a file; rows that cannot be used are listed in `rejected_path`.
+
+    Without `rejected_path` the first such row is a DataError, so that none disappears. See `read_records`.
+    """
+    records = read_records(path, root)
+    if records.rejected and rejected_path is None:
+        raise DataError(f"{path}: {records.rejected[0].reason}; mend the row, `jvlmm data check` lists all of them")
+    rejections = Rejections(rejected_path)
+    for rejected in records.rejected:
+        rejections.add(rejected)
+    return records.examples
+
+
+def read_records(path: str | Path, root: str | Path | None = None) -> Records:
     """Read a file of records, one JSON object a line. Media paths become absolute.
 
     Media are relative to `root`, by default the file's folder, and must lie in it, links resolved; whether

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jvlmm.data.check import data_check, histogram
 from jvlmm.data.example import Example, Media
-from jvlmm.data.records import read_examples, write_examples
+from jvlmm.data.records import read_examples, read_records, write_examples
 from jvlmm.errors import DataError
 
 ROW = {"id": "a", "question": "What?", "answer": "x", "answer_type": "text"}
@@ -63,7 +63,7 @@ def test_written_examples_read_back_equal(tmp_path_factory, drawn):
     ]
     path = folder / "rows.jsonl"
     assert write_examples(path, examples) == len(examples)
-    records = read_examples(path)
+    records = read_records(path)
     assert records.rejected == ()
     assert records.examples == tuple(examples)
     assert str(folder) not in path.read_text()
@@ -75,7 +75,7 @@ def test_unknown_columns_are_kept_and_json_answers_read_as_text(tmp_path):
         {**ROW, "id": 7, "answer": [1.5, 3], "answer_type": "span"},
         {**ROW, "id": "n", "answer": 4, "answer_type": "number"},
     ]
-    a, b, c = read_examples(_file(tmp_path, *rows)).examples
+    a, b, c = read_examples(_file(tmp_path, *rows))
     assert a.meta == {"source": "web", "n": 1} and a.options == ()
     assert (b.id, b.answer) == ("7", "[1.5, 3]")
     assert c.answer == "4"
@@ -124,18 +124,28 @@ def test_bad_rows_are_listed_and_the_others_kept(tmp_path, change, reason):
     (tmp_path / "out").symlink_to("/")
     bad = change if isinstance(change, bytes) else {**ROW, **change}
     path = _file(tmp_path, {**ROW, "id": "first"}, b"", bad, {**ROW, "id": "last"})
-    records = read_examples(path)
+    records = read_records(path)
     assert [e.id for e in records.examples] == ["first", "last"]
     (rejected,) = records.rejected
     assert rejected.reason.startswith("line 3: ")
     assert re.search(reason, rejected.reason), rejected.reason
 
 
+def test_reading_lists_bad_rows_or_refuses_them(tmp_path):
+    path = _file(tmp_path, ROW, {"id": "b"}, {**ROW, "id": "c"})
+    with pytest.raises(DataError, match="rows.jsonl: line 2: .*jvlmm data check"):
+        read_examples(path)
+    for _ in range(2):
+        assert [e.id for e in read_examples(path, tmp_path / "rejected.jsonl")] == ["a", "c"]
+    (line,) = (tmp_path / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "b" and json.loads(line)["reason"].startswith("line 2: ")
+
+
 def test_media_may_lie_under_another_root(tmp_path):
     (tmp_path / "media").mkdir()
     (tmp_path / "rows").mkdir()
     path = _file(tmp_path / "rows", {**ROW, "media": [{"type": "image", "path": "a.png"}]})
-    (example,) = read_examples(path, root=tmp_path / "media").examples
+    (example,) = read_examples(path, root=tmp_path / "media")
     assert example.media[0].path == str((tmp_path / "media/a.png").resolve())
 
 
