@@ -29,6 +29,7 @@ class Balance:
     options: SceneOptions
     asked: Counter = field(default_factory=Counter)  # per form
     keys: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))  # per form and key
+    cues: dict[tuple[str, str], Counter] = field(default_factory=lambda: defaultdict(Counter))  # keys per form and cue
     letters: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # what is left of a block
 
     def by_need(self) -> list[tuple[Form, ...]]:
@@ -51,12 +52,17 @@ class Balance:
         candidates = [c for c in candidates if counts[c.key] <= allowed]
         if not candidates:
             return None
-        rarest = min(counts[c.key] for c in candidates)
-        candidates = [c for c in candidates if counts[c.key] == rarest]
-        chosen = candidates[self.rng.integers(len(candidates))]
+        chosen = min(candidates, key=lambda c: (counts[c.key], self._excess(form, c), self.rng.random()))
         counts[chosen.key] += 1
+        self.cues[form.name, chosen.cue][chosen.key] += 1
         self.asked[form.name] += 1
         return chosen
+
+    def _excess(self, form: Form, candidate: Candidate) -> float:
+        """How much more often than its fair share a key came with a cue."""
+        counts = self.cues[form.name, candidate.cue]
+        keys = len(form.domain(self.options)) if form.domain else 1
+        return counts[candidate.key] - counts.total() / keys
 
     def take(self, scene: Scene, forms: tuple[Form, ...]) -> tuple[Form, Candidate] | None:
         """A question about the scene in the first of these forms that allows one."""

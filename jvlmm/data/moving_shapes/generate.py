@@ -111,11 +111,13 @@ def _random_times(rng, profile: str, steps: int, event_steps: list[int]):
     visible, moving, last = (0, steps), None, steps - 1
     if profile in ("appear", "vanish", "appear vanish"):
         first = step(1, steps - 3) if profile != "vanish" else 0
-        end = step(first + 2, steps - 1) if profile != "appear" else steps
+        latest = min(first + steps // 2, steps - 1) if profile != "vanish" else steps - 1
+        end = step(first + 2, latest) if profile != "appear" else steps
         visible = (first, end)
     if profile in ("start", "stop", "start stop"):
-        begin = step(1, steps - 4) if profile != "stop" else 0
-        end = step(begin + 2, steps - 2) if profile != "start" else last
+        begin = step(1, steps - (3 if profile == "start" else 4)) if profile != "stop" else 0
+        latest = min(begin + steps // 2, steps - 2) if profile != "stop" else steps - 2
+        end = step(begin + 2, latest) if profile != "start" else last
         return visible, (begin, end), None, None
     if profile == "bounce":
         return visible, (0, last), step(2, steps - 3), None

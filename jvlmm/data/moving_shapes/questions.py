@@ -1,6 +1,8 @@
 """Every question a scene allows: unambiguous, answerable at two frames per second, with its chain of evidence.
 
 A candidate's `key` names its answer within its form; the split keeps all keys of a form equally frequent.
+Its `cue` is what the words of the question alone might tell about the answer, such as the time of an
+event; the split keeps the keys even for every cue as well as the scenes allow.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +16,8 @@ from jvlmm.data.moving_shapes.options import SceneOptions
 from jvlmm.data.moving_shapes.scene import COLOURS, DIRECTIONS, EVENTS, KINDS, Scene, Shape, seconds
 
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
-MIN_SPAN_STEPS = 2  # spans last a second at least
+_MIN_SPAN_STEPS = 2  # spans last a second at least and half the clip at most, so that no fixed guess does well
+_ABSENT_DRAWS = 2  # pairs of events that do not happen, per pair of shapes
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Candidate:
     evidence: str
     cited: tuple[tuple[str, int], ...]
     choices: tuple[str, ...] = ()
+    cue: str = ""
 
 
 @dataclass(frozen=True)
@@ -222,13 +226,14 @@ def event(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iter
     for index, shape in enumerate(scene.shapes):
         for happening in shape.events:
             steps = evidence.event_steps(happening)
-            if not all(scene.clear(index, k) for k in steps):
-                continue
+            if not 2 <= happening.step <= scene.steps - 3 or not all(scene.clear(index, k) for k in steps):
+                continue  # nearer to the ends, not every kind of event can be
             question = _pick(rng, "What happens to the {} at {:.1f}s?", "What does the {} do at {:.1f}s?")
             question = question.format(shape.name, seconds(happening.step))
             answer = f"it {EVENTS[happening.kind]}"
             seen = f"{evidence.cite_event(scene, shape, happening)}, so {answer}"
-            yield Candidate(happening.kind, question, answer, seen, tuple((shape.name, k) for k in steps), choices)
+            cited, cue = tuple((shape.name, k) for k in steps), str(happening.step)
+            yield Candidate(happening.kind, question, answer, seen, cited, choices, cue)
 
 
 def order(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
@@ -242,8 +247,9 @@ def order(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iter
                     key = "same" if first.step == second.step else "first" if first.step < second.step else "second"
                     yield _order(rng, one, two, first.kind, second.kind, key, (first.step, second.step))
         absent = [[k for k in EVENTS if k not in {e.kind for e in s.events}] for s in (one, two)]
-        kinds = [str(k[rng.integers(len(k))]) for k in absent]
-        yield _order(rng, one, two, *kinds, "neither", None)
+        for _ in range(_ABSENT_DRAWS):
+            kinds = [str(k[rng.integers(len(k))]) for k in absent]
+            yield _order(rng, one, two, *kinds, "neither", None)
 
 
 def _event_clear(scene: Scene, index: int, happening) -> bool:
@@ -265,7 +271,7 @@ def _order(rng, one: Shape, two: Shape, kind_one: str, kind_two: str, key: str, 
         ]
         end = {"same": "both at once", "first": f"{_the(one)} is first", "second": f"{_the(two)} is first"}[key]
         seen = f"{', '.join(facts)}, so {end}"
-    return Candidate(key, question, texts[key], seen, cited, tuple(texts.values()))
+    return Candidate(key, question, texts[key], seen, cited, tuple(texts.values()), f"{kind_one} {kind_two}")
 
 
 def span(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
@@ -283,7 +289,7 @@ def span(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Itera
 def _span(scene: Scene, index: int, question: str, cited: tuple[int, int], end: int, verbs) -> Iterator[Candidate]:
     """`cited` are the first and last step to look at; the span ends at step `end`."""
     shape, begin = scene.shapes[index], cited[0]
-    if end - begin < MIN_SPAN_STEPS or not all(scene.clear(index, k) for k in cited):
+    if not _MIN_SPAN_STEPS <= end - begin <= scene.steps // 2 or not all(scene.clear(index, k) for k in cited):
         return
     answer = f"{evidence.time(begin)} to {evidence.time(end)}"
     first_verb = verbs[0] if begin else "is there" if verbs[0] == "appears" else "moves"
