@@ -16,7 +16,7 @@ def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[floa
     rate, square = correct / total, z * z
     centre = (rate + square / (2 * total)) / (1 + square / total)
     half = z / (1 + square / total) * math.sqrt(rate * (1 - rate) / total + square / (4 * total**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))  # exact where rounding is not
 
 
 def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""Scripted answers in, figures and prediction files out; what fails is counted, listed and harms nothing."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvlmm.data.example import Example
+from jvlmm.data.processor import ProcessorOptions
+from jvlmm.errors import ConfigError, DataError
+from jvlmm.evaluation.evaluate import evaluate
+from jvlmm.evaluation.manifest import fingerprint
+from jvlmm.rollout.generator import Response
+from jvlmm.rollout.sampling import SamplingOptions
+
+EXAMPLES = (
+    Example("a", "Which?", "B", "mcq", options=("red", "blue"), question_type="attribute"),
+    Example("b", "When?", "1.0 to 3.0", "span", question_type="grounding"),
+    Example("c", "How many?", "3", "number", question_type="count"),
+    Example("d", "How many?", "many", "number", question_type="count"),  # no gold number
+    Example("e", "Where?", "[0,0,10,10]", "boxes", question_type="where"),
+)
+ANSWERS = {
+    "a": "<think>…</think><answer>B</answer>",
+    "b": "<t>2.0</t>s to <t>3.0</t>s",
+    "c": None,
+    "d": "3",
+    "e": "<think>there</think>\n<answer>[0,0,10,10]</answer>",
+}
+
+
+class Scripted:
+    """Answers by id, in reverse order; an answer of None is a failure."""
+
+    options = SamplingOptions(max_tokens=9, seed=4)
+    processor = SimpleNamespace(options=ProcessorOptions(style="think"))
+
+    def __init__(self, answers=ANSWERS):
+        self.answers = answers
+        self.params = {"w": jnp.arange(6.0)}
+
+    def stream(self, examples):
+        for row in reversed(range(len(examples))):
+            name = examples[row].id
+            text = self.answers[name]
+            if isinstance(text, Exception):
+                raise text
+            if text is None:
+                yield row, Response(name, error=f"{name}: no such file")
+            else:
+                yield row, Response(name, text, (5, 6), True, ((0, 15),), 8, 20, 0.123456)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_direct_protocol(tmp_path):
+    path, seen = tmp_path / "predictions" / "test.jsonl", []
+    figures = evaluate(Scripted(), EXAMPLES, path, "direct", on_progress=lambda *done: seen.append(done))
+    assert seen == [(i, 5) for i in range(1, 6)]
+    assert figures["accuracy"]["overall"] == pytest.approx(3 / 5)
+    assert figures["accuracy"]["mcq"] == 1 and figures["accuracy"]["count"] == 0
+    assert (figures["tiou"], figures["box_iou"]) == (0.5, 1)
+    assert [row["id"] for row in figures["failed"]] == ["c", "d"]
+    assert "'d'" in figures["failed"][1]["error"]
+    rows = read(path)
+    assert [row["id"] for row in rows] == list("abcde")
+    assert rows[0]["parsed"] == "B" and rows[0]["parse_method"] == "tag" and "error" not in rows[0]
+    assert rows[1]["parsed"] == [2.0, 3.0] and rows[1]["score"] == 0.5 and rows[1]["frames"] == [[0, 15]]
+    assert rows[2]["error"] == "c: no such file" and rows[2]["correct"] is False
+    assert {"raw", "visual_tokens", "text_tokens", "latency_s"} <= set(rows[4])
+    assert list(path.parent.iterdir()) == [path]
+    json.dumps(figures)
+
+
+def test_the_think_protocol_counts_only_answers_in_its_format(tmp_path):
+    figures = evaluate(Scripted(), EXAMPLES, tmp_path / "p.jsonl", "think")
+    assert figures["accuracy"]["grounding"] == 0 and figures["tiou"] == 0
+    assert figures["accuracy"]["attribute"] == 1 and figures["box_iou"] == 1
+    assert figures["format_rate"] == pytest.approx(2 / 3)
+    assert read(tmp_path / "p.jsonl")[1]["parsed"] == [2.0, 3.0], "what was said is kept"
+
+
+def test_the_manifest_says_how_it_was_asked(tmp_path):
+    manifest = evaluate(Scripted(), EXAMPLES, tmp_path / "p.jsonl", "think")["manifest"]
+    assert (manifest["protocol"], manifest["prompt"], manifest["seed"]) == ("think", "think", 4)
+    assert manifest["frames"]["sampler"] == "qwen-vl-utils" and manifest["pixels"]["max_pixels"] > 0
+    assert manifest["sampling"]["max_tokens"] == 9 and len(manifest["model"]) == 16
+
+
+def test_an_unknown_protocol_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="lmms-eval.*direct, think"):
+        evaluate(Scripted(), EXAMPLES, tmp_path / "p.jsonl", "lmms-eval")
+
+
+def test_an_interrupted_evaluation_leaves_earlier_predictions_and_what_it_had(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text("earlier\n")
+    with pytest.raises(KeyError):
+        evaluate(Scripted(answers={**ANSWERS, "a": KeyError("device lost")}), EXAMPLES, path)
+    assert path.read_text() == "earlier\n"
+    assert [row["id"] for row in read(tmp_path / "p.jsonl.partial")] == list("edcb")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/p\.jsonl: predictions cannot be written"):
+        evaluate(Scripted(), EXAMPLES, tmp_path / "file" / "p.jsonl")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full to stand for a full disk")
+def test_a_full_disk_is_named_and_spares_earlier_predictions(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text("earlier\n")
+    (tmp_path / "p.jsonl.partial").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"p\.jsonl: predictions cannot be written \(No space left"):
+        evaluate(Scripted(), EXAMPLES, path)
+    assert path.read_text() == "earlier\n"
+
+
+def test_fingerprint_tells_models_apart_and_ignores_sharding():
+    base = {"a": np.arange(24, dtype=np.float32).reshape(8, 3), "b": np.ones(4, jnp.bfloat16)}
+    mark = fingerprint(base)
+    assert mark == fingerprint({"a": base["a"].copy(), "b": base["b"].copy()})
+    swapped = base["a"].copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    flipped = base["a"].copy()
+    flipped[7, 2] = np.nextafter(flipped[7, 2], 0, dtype=np.float32)
+    for other in (
+        {**base, "a": swapped},
+        {**base, "a": flipped},
+        {**base, "a": base["a"].reshape(3, 8)},
+        {"a": base["a"], "c": base["b"]},
+        {**base, "b": base["b"].astype(np.float32)},
+    ):
+        assert fingerprint(other) != mark
+    mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4])
+    sharded = jax.device_put(base["a"], jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))
+    assert fingerprint({**base, "a": sharded}) == mark
