@@ -47,9 +47,11 @@ def add_check(group: Any) -> None:
         check_file,
         show_check,
         "read every example of a file, open its media and list what cannot be used",
-        "jvlmm data check train.jsonl",
+        "jvlmm data check train.jsonl --model models/Qwen2.5-VL-3B-Instruct",
     )
     parser.add_argument("file", metavar="FILE", help="examples in the neutral JSONL format")
+    parser.add_argument("--model", metavar="DIR", help="count tokens too, as this Hugging Face checkpoint does")
+    parser.add_argument("--max-length", type=int, default=8192, help="tokens a row may have (default: 8192)")
 
 
 def build_dataset(args: argparse.Namespace) -> Result:
@@ -61,8 +63,11 @@ def build_dataset(args: argparse.Namespace) -> Result:
 
 
 def show_build(result: Result) -> None:
-    for split, count in result["examples"].items():
-        print(f"{split:<12} {count:>8} examples")
+    from jvlmm.reporting.tables import text_table
+
+    names = ("clips", "images", "questions")
+    rows = [[split, *(counts[name] for name in names)] for split, counts in result["examples"].items()]
+    print(text_table(["", *names], rows))
     print(f"written to {result['path']}")
 
 
@@ -84,12 +89,22 @@ def show_inspection(result: Result) -> None:
 def check_file(args: argparse.Namespace) -> Result:
     from jvlmm.data.check import data_check
 
-    return data_check(args.file)
+    if args.model is None:
+        return data_check(args.file)
+    from pathlib import Path
+
+    from jvlmm.cli.pixels import checkpoint_pixels
+    from jvlmm.recipes.sources import VisionOptions, open_processor
+
+    vision = VisionOptions(pixels=checkpoint_pixels(args.model), workers=2)
+    with open_processor(Path(args.model), "think", vision, args.max_length) as processor:
+        return data_check(args.file, processor)
 
 
 def show_check(result: Result) -> None:
     for problem in result["problems"]:
         print(f"{problem['id']}: {problem['reason']}")
-    for bound, count in result["visual_tokens"].items():
-        print(f"{count:>8} examples of up to {bound} visual tokens")
+    for name in ("visual_tokens", "tokens"):
+        for bound, count in result[name].items():
+            print(f"{count:>8} examples of up to {bound} {name.replace('_', ' ')}")
     print(f"{result['examples']} examples, {result['usable']} usable")

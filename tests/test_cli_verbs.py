@@ -1,0 +1,212 @@
+"""Each verb on real files, with a small random model: what it prints as JSON and what it leaves on disk."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from jvlmm.cli.main import main
+from jvlmm.data.bpe import train_tokenizer
+from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
+from jvlmm.models.huggingface import save_checkpoint
+from jvlmm.models.qwen2_5_vl import init_params
+
+VISION = VisionConfig(
+    depth=1,
+    hidden_size=32,
+    num_heads=2,
+    intermediate_size=48,
+    out_hidden_size=48,
+    window_size=56,
+    fullatt_block_indexes=(0,),
+)
+TEXT = TextConfig(
+    hidden_size=48,
+    intermediate_size=64,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=2,
+    rope_theta=1e4,
+    mrope_section=(2, 2, 2),
+    tie_word_embeddings=True,
+)
+SMALL = [f"{split}_{kind}=2" for split in ("train", "validation", "test", "test_hard") for kind in ("clips", "images")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("models")
+    train_tokenizer(["What colour is the circle? It is red."] * 3, 300, folder / "tokenizer", 28 * 28, 56 * 56)
+    tokenizer = ChatTokenizer.from_pretrained(folder / "tokenizer")
+    tokens = SpecialTokens(
+        image=tokenizer.image_id,
+        video=tokenizer.video_id,
+        vision_start=tokenizer.vision_start_id,
+        vision_end=tokenizer.vision_end_id,
+        eos=(tokenizer.eos_id, tokenizer.pad_id),
+        pad=tokenizer.pad_id,
+    )
+    config = ModelConfig(vision=VISION, text=replace(TEXT, vocab_size=tokenizer.length), tokens=tokens)
+    params = init_params(config, jax.random.key(0))
+    save_checkpoint(folder / "model", params, config, dtype="float32", source_dir=folder / "tokenizer")
+    return str(folder / "model")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("data") / "shapes")
+    assert main(["data", "build", "moving-shapes", "--out", folder, *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def result(capsys):
+    """Run a command that must succeed and return its JSON object."""
+
+    def run(*arguments):
+        status = main([*arguments, "--json"])
+        printed = capsys.readouterr()
+        assert status == 0, printed.err
+        return json.loads(printed.out.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture
+def failure(capsys):
+    """Run a command that must fail and return its one line."""
+
+    def run(*arguments):
+        assert main(list(arguments)) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png")
+
+
+def video_of(dataset: str) -> str:
+    from jvlmm.data.moving_shapes import load
+
+    return next(e.media[0].path for e in load(dataset, "test") if e.media[0].type == "video")
+
+
+def test_build_counts_every_split_and_repeats_itself(dataset, result):
+    built = result("data", "build", "moving-shapes", "--out", dataset, *SMALL)
+    assert {split: counts["clips"] for split, counts in built["examples"].items()} == {
+        "train": 2,
+        "validation": 2,
+        "test": 2,
+        "test_hard": 2,
+    }
+
+
+def test_build_refuses_a_misspelt_option(tmp_path, failure):
+    line = failure("data", "build", "moving-shapes", "--out", str(tmp_path / "x"), "train_clip=3")
+    assert "train_clip" in line and "train_clips" in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_inspect_shows_what_would_be_used(dataset, result):
+    record = result("data", "inspect", video_of(dataset), "frames.num_frames=4")
+    assert record["kind"] == "video"
+    assert len(record["used"]["times"]) == 4
+
+
+def test_inspect_prints_for_a_reader(picture, capsys):
+    assert main(["data", "inspect", picture]) == 0
+    assert "80x60" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "empty.mp4", "."])
+def test_inspect_of_what_cannot_be_read_is_one_line(tmp_path, name, failure):
+    (tmp_path / "empty.mp4").touch()
+    assert str(tmp_path / name) in failure("data", "inspect", str(tmp_path / name))
+
+
+def test_check_lists_what_cannot_be_used(tmp_path, picture, model, result):
+    rows = [
+        {"id": "good", "question": "Red?", "answer": "yes", "answer_type": "yesno"},
+        {"id": "gone", "question": "Red?", "answer": "yes", "answer_type": "yesno"},
+        {"id": "empty", "question": " ", "answer": "yes", "answer_type": "yesno"},
+    ]
+    for row, file in zip(rows, ("picture.png", "gone.png", "picture.png"), strict=True):
+        row["media"] = [{"type": "image", "path": file}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\nnot json\n")
+    checked = result("data", "check", str(path))
+    assert (checked["examples"], checked["usable"]) == (4, 1)
+    assert {problem["id"] for problem in checked["problems"]} == {"gone", "empty", "rows.jsonl:4"}
+    assert checked["tokens"] == {}
+    assert sum(result("data", "check", str(path), "--model", model)["tokens"].values()) == 1
+
+
+def test_generate_takes_files_in_the_order_given_within_the_budget_of_the_checkpoint(model, dataset, picture, result):
+    """Its image processor allows 56 x 56 pixels: four visual tokens, and the video is two patches in time."""
+    arguments = ["generate", "--model", model, "What is red?", "sampling.max_tokens=3", "frames.num_frames=4"]
+    arguments += ["pixels.video_min_pixels=784", "pixels.video_max_pixels=784"]
+    video = video_of(dataset)
+    first = result(*arguments, "--image", picture, "--video", video)
+    second = result(*arguments, "--video", video, "--image", picture)
+    assert [len(frames) for frames in first["frames"]] == [1, 4]
+    assert [len(frames) for frames in second["frames"]] == [4, 1]
+    assert 2 < first["visual_tokens"] <= 4 + 2
+    assert 1 <= len(first["tokens"]) <= 3
+    assert result(*arguments, "--image", picture, "pixels.max_pixels=12544")["visual_tokens"] > 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["generate", "--model", "no-such-model", "What?"], "no-such-model"),
+        (["generate", "--model", "MODEL", "--image", "no-such.png", "What?"], "no-such.png"),
+        (["generate", "--model", "MODEL", "--image", "PICTURE", "<image> or <image>?"], "image"),
+        (["generate", "--model", "MODEL", "--image", "PICTURE", " "], "question"),
+        (["generate", "--model", "MODEL", "What?", "sampling.max_token=1"], "max_tokens"),
+        (["eval", "--model", "MODEL", "--data", "no-such.jsonl"], "no-such.jsonl"),
+        (["eval", "--model", "MODEL", "--data", "DATA", "--split", "tset"], "tset"),
+        (["convert", "from-hf", "no-such-model", "OUT"], "no-such-model"),
+        (["convert", "to-hf", "no-such-folder", "OUT", "--like", "MODEL"], "no-such-folder"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(arguments, named, model, picture, dataset, tmp_path, failure, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {"MODEL": model, "PICTURE": picture, "DATA": dataset, "OUT": str(tmp_path / "out")}
+    line = failure(*(places.get(argument, argument) for argument in arguments))
+    assert line.startswith("jvlmm: error: ") and named in line
+    assert "unexpected" not in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_eval_scores_and_writes_every_answer(model, dataset, tmp_path, result):
+    figures = result(
+        *("eval", "--model", model, "--data", dataset, "--split", "test", "--limit", "3", "--out", str(tmp_path)),
+        *("sampling.max_tokens=4", "batch_size=2", "vision.frames.num_frames=4"),
+    )
+    assert figures["counts"]["overall"] == 3
+    assert 0 <= figures["accuracy"]["overall"] <= 1
+    assert len(Path(figures["predictions"]).read_text().splitlines()) == 3
+
+
+def test_weights_survive_the_way_to_orbax_and_back(model, tmp_path, result):
+    orbax, back = str(tmp_path / "orbax"), tmp_path / "back"
+    there = result("convert", "from-hf", model, orbax, "--dtype", "float32", "--scan-layers")
+    assert there["path"] == orbax
+    assert result("convert", "to-hf", orbax, str(back), "--dtype", "float32")["parameters"] == there["parameters"]
+    expected, found = load_file(f"{model}/model.safetensors"), load_file(back / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value)
