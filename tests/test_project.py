@@ -11,11 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "jvlmm").rglob("*.py"))
 SOURCES = sorted(path for folder in ("jvlmm", "configs", "tests") for path in (ROOT / folder).rglob("*.py"))
-TEXTS = [*SOURCES, *ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / ".ci" / "run"]
-# Spelt apart, so that this file keeps its own rule.
-FORBIDDEN = re.compile(
-    "|".join(["TODO", "FIXME", "XXX", r"flax\." "nnx", "trust_remote_code=True", r"pickle\." "load"])
-)
+TEXTS = [*SOURCES, *ROOT.glob("*.md"), ROOT / ".ci" / "run"]
+# Written with brackets, so that this file keeps its own rule.
+FORBIDDEN = re.compile(r"TO[D]O|FIX[M]E|X[X]X|flax\.n[n]x|trust_remote_code[=]True|pickle\.l[o]ad|/(?:wor[k]|roo[t])/")
 NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it without declaring it",
     "jinja2": "transformers renders chat templates with it",
