@@ -42,14 +42,23 @@ def decode_video(
         taken = pictures(source.frames(indices), indices, limits, fit)
         return Clip(taken, source.timeline.times[indices], indices, source.timeline.duration, fps)
 
-    with named(path), open_container(path) as container:
-        video = open_stream(container, limits, stream)
-        try:
-            return clip(quick_source(container, video))
-        except MissingFrameError as missing:
-            if not hides_frames(video):
-                raise VideoError(f"is damaged: {missing}; fetch the file again or re-encode it") from None
-            return clip(exhaustive_source(container, video))
+    with named(path):
+        promised, missing = 0, None
+        with open_container(path) as container:
+            video = open_stream(container, limits, stream)
+            source = quick_source(container, video)
+            try:
+                if source is not None:
+                    return clip(source)
+            except MissingFrameError as error:
+                promised, missing = 0 if hides_frames(video) else len(source.timeline), error
+        with exhaustive_source(path, limits, stream) as source:
+            if len(source.timeline) < promised:
+                raise VideoError(f"is damaged: {missing}; fetch the file again or re-encode it")
+            try:
+                return clip(source)
+            except MissingFrameError as error:
+                raise VideoError(f"is damaged: {error}; fetch the file again or re-encode it") from None
 
 
 def sample(

@@ -22,12 +22,6 @@ class MissingFrameError(Exception):
     """A frame that the packets promise does not come out of the decoder."""
 
 
-def all_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """Every frame from the beginning."""
-    container.seek(0)
-    yield from container.decode(stream)
-
-
 def seek_frames(
     container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline, wanted: np.ndarray
 ) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -40,7 +34,7 @@ def seek_frames(
     while queue:
         target = queue[0]
         key = max(0, timeline.key_before(target) - steps_back)
-        container.seek(int(timeline.pts[timeline.keyframes[key]]), stream=stream)
+        seek_to_keyframe(container, stream, timeline, key)
         for frame in decode_needed(container, stream, {int(timeline.pts[n]) for n in queue}):
             number = pts.get(frame.pts, -1)
             if frame.is_corrupt and number >= timeline.keyframes[key]:
@@ -62,14 +56,31 @@ def seek_frames(
             steps_back = 0
 
 
+def seek_to_keyframe(
+    container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline, key: int
+) -> None:
+    """Go to or before the keyframe at a position of `timeline.keyframes`; the first one is the start of the file."""
+    if key == 0:
+        container.seek(0)
+    else:
+        container.seek(int(timeline.pts[timeline.keyframes[key]]), stream=stream)
+
+
 def decode_needed(
     container: av.container.InputContainer, stream: av.VideoStream, wanted: set[int]
 ) -> Iterator[av.VideoFrame]:
-    """Decode on from the current position; frames no other frame refers to are left out unless `wanted` by time."""
-    context = stream.codec_context
+    """Decode on from the current position; frames no other frame refers to are left out unless `wanted` by time.
+
+    Raises MissingFrameError where frames come out of order: then packets and frames disagree about times.
+    """
+    context, last = stream.codec_context, None
     for packet in container.demux(stream):
         context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
-        yield from packet.decode()
+        for frame in packet.decode():
+            if frame.pts is None or (last is not None and frame.pts <= last):
+                raise MissingFrameError("its frames come out of order")
+            last = frame.pts
+            yield frame
 
 
 def pictures(

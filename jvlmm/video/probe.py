@@ -9,7 +9,6 @@ from PIL import Image
 
 from jvlmm.errors import VideoError
 from jvlmm.video.container import check_file, named, open_container, open_stream, video_streams
-from jvlmm.video.frames import all_frames
 from jvlmm.video.limits import DEFAULT_LIMITS, Limits
 from jvlmm.video.orientation import Orientation, frame_orientation
 from jvlmm.video.timeline import promised_duration
@@ -116,7 +115,7 @@ def probe_video(path: str | os.PathLike[str], stream: int | None, limits: Limits
         chosen = open_stream(container, limits, stream)
         moving = {s.index for s in video_streams(container)}
         streams = tuple(stream_info(container, s, s.index in moving) for s in container.streams)
-        first = next(all_frames(container, chosen), None)
+        first = next(container.decode(chosen), None)
         if first is None:
             raise VideoError("has no frames that can be decoded; check the file or re-encode it")
         orientation = frame_orientation(first)

@@ -1,13 +1,17 @@
 """How to get at the frames of one stream: all at once, by seeking, or by decoding everything twice."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import av
 import numpy as np
 
-from jvlmm.video.frames import NumberedFrames, all_frames, seek_frames
+from jvlmm.video.container import open_container, open_stream
+from jvlmm.video.frames import NumberedFrames, seek_frames
+from jvlmm.video.limits import Limits
 from jvlmm.video.timeline import Timeline, scan_frames, scan_packets
 
 SMALL_VIDEO = 2**23  # pixels over all frames: such a video is decoded whole, in one pass
@@ -22,21 +26,24 @@ class Source:
     frames: Callable[[np.ndarray], NumberedFrames]
 
 
-def quick_source(container: av.container.InputContainer, stream: av.VideoStream) -> Source:
-    """The cheapest source the file allows; its packets are trusted to tell when frames are shown."""
+def quick_source(container: av.container.InputContainer, stream: av.VideoStream) -> Source | None:
+    """The cheapest source the file allows, at the start of the file; None where its packets do not tell the times."""
     small = read_small(container, stream)
     if small is not None:
         return Source(scan_frames(small, stream), lambda _: enumerate(small))
     timeline = scan_packets(container, stream)
-    if timeline is None:
-        return exhaustive_source(container, stream)
-    return Source(timeline, partial(seek_frames, container, stream, timeline))
+    return timeline and Source(timeline, partial(seek_frames, container, stream, timeline))
 
 
-def exhaustive_source(container: av.container.InputContainer, stream: av.VideoStream) -> Source:
-    """Decode every frame once for the times, and once more for the pictures."""
-    timeline = scan_frames(all_frames(container, stream), stream)
-    return Source(timeline, lambda _: enumerate(all_frames(container, stream)))
+@contextmanager
+def exhaustive_source(path: str | os.PathLike[str], limits: Limits, index: int | None) -> Iterator[Source]:
+    """Decode every frame once for the times, and once more for the pictures; the file need not be seekable."""
+    with open_container(path) as container:
+        stream = open_stream(container, limits, index)
+        timeline = scan_frames(container.decode(stream), stream)
+    with open_container(path) as container:
+        stream = open_stream(container, limits, index)
+        yield Source(timeline, lambda _: enumerate(container.decode(stream)))
 
 
 def read_small(container: av.container.InputContainer, stream: av.VideoStream) -> list[av.VideoFrame] | None:
@@ -44,8 +51,11 @@ def read_small(container: av.container.InputContainer, stream: av.VideoStream) -
     context = stream.codec_context
     if not 0 < stream.frames * context.width * context.height <= SMALL_VIDEO:
         return None
-    frames = list(all_frames(container, stream))
-    return frames if len(frames) == stream.frames else None
+    frames = list(container.decode(stream))
+    if len(frames) == stream.frames:
+        return frames
+    container.seek(0)
+    return None
 
 
 def hides_frames(stream: av.VideoStream) -> bool:

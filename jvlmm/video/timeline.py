@@ -54,7 +54,8 @@ def scan_packets(container: av.container.InputContainer, stream: av.VideoStream)
             keys.append(packet.pts)
     if not packets:
         raise VideoError("has no frames; check the file or re-encode it")
-    if not stamps or None in stamps or len(set(stamps)) != len(stamps):
+    invented = container.format.name == "avi" and stream.codec_context.has_b_frames  # AVI stores no presentation times
+    if invented or not stamps or None in stamps or len(set(stamps)) != len(stamps):
         return None
     pts = np.array(sorted(stamps), np.int64)
     keyframes = np.searchsorted(pts, np.array(sorted(keys) or pts[:1], np.int64))
