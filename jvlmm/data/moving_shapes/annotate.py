@@ -46,7 +46,7 @@ class Balance:
     def _choose(self, form: Form, candidates: list[Candidate]) -> Candidate | None:
         """A candidate whose answer may come next, or None: one of the rarest, or no more frequent than the mean."""
         counts = self.keys[form.name]
-        allowed = 1 + self.asked[form.name] / max(len(counts), 1)
+        allowed = self.asked[form.name] / max(len(counts), 1)
         if form.domain is not None:
             allowed = min(counts[key] for key in form.domain(self.options))
         candidates = [c for c in candidates if counts[c.key] <= allowed]

@@ -57,8 +57,11 @@ class MovingShapesQuestions(_RecordsBuilder, skip_registration=True):
 def write(data_dir: Path, scenes: Mapping[str, Iterable], questions: Mapping[str, Iterable]) -> None:
     """Write the records of all splits. Raises OSError where they cannot be written."""
     for builder_class, records in ((MovingShapesScenes, scenes), (MovingShapesQuestions, questions)):
-        with redirect_stdout(StringIO()):  # the builder's notices speak of downloads
-            builder_class(data_dir=str(data_dir), records=records).download_and_prepare()
+        try:
+            with redirect_stdout(StringIO()):  # the builder's notices speak of downloads
+                builder_class(data_dir=str(data_dir), records=records).download_and_prepare()
+        except RuntimeError as error:  # what the array_record writer raises, whatever the cause
+            raise OSError(str(error).split(";")[0]) from error
 
 
 def open_split(data_dir: Path, split: str) -> tuple[Sequence, Sequence]:

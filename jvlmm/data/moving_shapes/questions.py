@@ -44,7 +44,7 @@ class Form:
     name: str
     question_type: str
     answer_type: AnswerType
-    weight: int  # relative frequency within a split
+    weight: int  # relative frequency within its question type; attribute texts go by the number of answers
     candidates: Callable[[Scene, SceneOptions, np.random.Generator], Iterator[Candidate]]
     domain: Callable[[SceneOptions], tuple[str, ...]] | None = None  # all keys; None where there are too many to list
 
@@ -114,7 +114,7 @@ def _count(scene, question: str, shown: list[tuple[Shape, int]], numbers, step: 
     places = [f"{evidence.place(s, k)}{evidence.at(scene, k) if step is None else ''}" for s, k in shown]
     seen = ", ".join(places) if shown else f"nothing is visible at {evidence.time(step)}"
     noun = "shape" if total == "1" else "shapes"
-    return Candidate(total, question, total, f"{seen}{when}: {total} {noun}", _names(shown), numbers)
+    return Candidate(total, question, total, f"{seen}{when}: {total} {noun}", _names(shown), numbers, str(step))
 
 
 def _names(shown: list[tuple[Shape, int]]) -> tuple[tuple[str, int], ...]:
@@ -264,11 +264,9 @@ def _order(rng, one: Shape, two: Shape, kind_one: str, kind_two: str, key: str, 
         facts = [f"<obj>{s.name}</obj> {EVENTS[k]}: never" for s, k in ((one, kind_one), (two, kind_two))]
         seen, cited = f"{', '.join(facts)}, so neither happens", ()
     else:
-        cited = ((one.name, steps[0]), (two.name, steps[1]))
-        facts = [
-            f"<obj>{s.name}</obj> {EVENTS[k]} at {evidence.time(step)}"
-            for s, k, step in ((one, kind_one, steps[0]), (two, kind_two, steps[1]))
-        ]
+        views = ((one, kind_one, steps[0]), (two, kind_two, steps[1]))
+        cited = tuple((s.name, step - (k == "vanish")) for s, k, step in views)  # where the shape can be seen
+        facts = [f"<obj>{s.name}</obj> {EVENTS[k]} at {evidence.time(step)}" for s, k, step in views]
         end = {"same": "both at once", "first": f"{_the(one)} is first", "second": f"{_the(two)} is first"}[key]
         seen = f"{', '.join(facts)}, so {end}"
     return Candidate(key, question, texts[key], seen, cited, tuple(texts.values()), f"{kind_one} {kind_two}")
@@ -319,10 +317,10 @@ def _ways(options: SceneOptions) -> tuple[str, ...]:
 
 
 _FORM_LIST = (
-    Form("colour", "attribute", "mcq", 3, colour, lambda options: tuple(COLOURS)),
-    Form("kind", "attribute", "mcq", 3, kind, lambda options: KINDS),
-    Form("colour_text", "attribute", "text", 1, colour, lambda options: tuple(COLOURS)),
-    Form("kind_text", "attribute", "text", 1, kind, lambda options: KINDS),
+    Form("colour", "attribute", "mcq", 15, colour, lambda options: tuple(COLOURS)),
+    Form("kind", "attribute", "mcq", 15, kind, lambda options: KINDS),
+    Form("colour_text", "attribute", "text", 6, colour, lambda options: tuple(COLOURS)),
+    Form("kind_text", "attribute", "text", 4, kind, lambda options: KINDS),
     Form("count_all", "count", "number", 4, count_all, _numbers),
     Form("count_at", "count", "mcq", 4, count_at, _numbers_at),
     Form("position", "position", "mcq", 6, position, lambda options: QUADRANTS),

@@ -140,8 +140,12 @@ def _open(root: str | Path, split: str) -> tuple[Sequence, Sequence]:
     from jvlmm.data.moving_shapes import builder
 
     try:
-        return builder.open_split(Path(root) / "records", split)
-    except (OSError, ValueError, AttributeError) as error:
+        scenes, questions = builder.open_split(Path(root) / "records", split)
+        for records in (scenes, questions):
+            if len(records):
+                records[len(records) - 1]
+        return scenes, questions
+    except (OSError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{root}: its records cannot be read ({reason}); delete the folder and build again") from error
 
@@ -159,4 +163,4 @@ def _media(root: Path, scene: dict[str, Any]) -> Media:
 
 def _with_boxes(cited: list[dict[str, Any]], scene: dict[str, Any]) -> list[dict[str, Any]]:
     boxes = {track["object"]: track["boxes"] for track in scene["tracks"]}
-    return [{**c, "box": boxes[c["object"]][c["step"]] if c["step"] < scene["steps"] else None} for c in cited]
+    return [{**c, "box": boxes[c["object"]][c["step"]]} for c in cited]

@@ -1,0 +1,308 @@
+"""Moving Shapes: what is promised of its files, its questions and its balance."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from jvlmm.data import moving_shapes
+from jvlmm.data.moving_shapes.questions import QUADRANTS
+from jvlmm.data.moving_shapes.scene import COLOURS, DIRECTIONS
+
+OPTIONS = moving_shapes.MovingShapesOptions(
+    seed=3,
+    train_clips=150,
+    train_images=30,
+    validation_clips=0,
+    validation_images=4,
+    test_clips=60,
+    test_images=12,
+    test_hard_clips=60,
+    test_hard_images=12,
+)
+SPLITS = ("train", "test", "test_hard")
+TYPES = {"attribute", "count", "position", "direction", "speed", "order", "event", "span", "boxes"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "data"
+    moving_shapes.build(folder, OPTIONS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples(root):
+    return {split: list(moving_shapes.load(root, split)) for split in SPLITS}
+
+
+def decode(path):
+    with av.open(path) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_counts_and_types(root, examples):
+    counts = moving_shapes.build(root, OPTIONS)
+    assert list(counts) == ["train", "validation", "test", "test_hard"]
+    assert (counts["train"]["clips"], counts["train"]["images"]) == (150, 30)
+    assert len(list((root / "videos").iterdir())) == 150 + 60 + 60
+    for split in SPLITS:
+        types = Counter(example.question_type for example in examples[split])
+        assert types == counts[split]["types"] and types.total() == counts[split]["questions"]
+        assert set(types) == TYPES
+        assert max(types.values()) <= 1.5 * min(types.values())
+        assert len({example.id for example in examples[split]}) == len(examples[split])
+
+
+def test_videos_are_h264_and_show_what_the_ground_truth_says(examples):
+    media = {e.media[0].path: e for e in examples["test"] + examples["test_hard"] if e.media[0].type == "video"}
+    for path, example in list(media.items())[::6]:
+        scene = example.meta["scene"]
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+            assert stream.average_rate == Fraction(4)
+        frames = decode(path)
+        assert frames.shape == (2 * scene["steps"], 56, 56, 3)
+        for index, frame in enumerate(frames):
+            _check_frame(frame, scene, step=index // 2)
+
+
+def test_images_are_png_and_show_what_the_ground_truth_says(examples):
+    media = {e.media[0].path: e for e in examples["train"] if e.media[0].type == "image"}
+    assert len(media) == 30
+    for path, example in media.items():
+        assert path.endswith(".png")
+        _check_frame(decode(path)[0], example.meta["scene"], step=0)
+
+
+def _check_frame(frame, scene, step):
+    """Centres of uncovered shapes have their colour, and far from every box there is only background."""
+    boxes = [track["boxes"][step] for track in scene["tracks"]]
+    empty = np.ones(frame.shape[:2], bool)
+    for index, (track, box) in enumerate(zip(scene["tracks"], boxes, strict=True)):
+        if box is None:
+            continue
+        x1, y1, x2, y2 = box
+        assert 0 <= x1 < x2 <= 56 and 0 <= y1 < y2 <= 56
+        empty[max(y1 - 2, 0) : y2 + 2, max(x1 - 2, 0) : x2 + 2] = False
+        x, y = (x1 + x2) // 2, (y1 + y2) // 2
+        if any(b and b[0] - 2 <= x < b[2] + 2 and b[1] - 2 <= y < b[3] + 2 for b in boxes[index + 1 :]):
+            continue
+        changed = track["recolour"] and step >= track["recolour"][0]
+        colour = track["recolour"][1] if changed else track["colour"]
+        seen = np.median(frame[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3), axis=0)
+        nearest = min(COLOURS, key=lambda name: np.abs(seen - COLOURS[name]).sum())
+        assert nearest == colour, (track["object"], step, seen)
+    assert np.abs(frame[empty].astype(int) - scene["background"]).max(initial=0) < 40
+
+
+def _tracks(example):
+    return {track["object"]: track for track in example.meta["scene"]["tracks"]}
+
+
+def _named(example):
+    return re.findall(r"(?:red|green|blue|yellow|purple|white) (?:circle|square|triangle|cross)", example.question)
+
+
+def _asked_step(example):
+    found = re.search(r"at ([\d.]+)s", example.question)
+    return round(2 * float(found[1])) if found else 0
+
+
+def _centre(box):
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def _expected_answer(example):
+    """The answer worked out anew from the boxes of the ground truth alone."""
+    scene, tracks, step = example.meta["scene"], _tracks(example), _asked_step(example)
+    shapes = [tracks[name] for name in _named(example)]
+    if example.question_type == "count":
+        at_time = "visible" in example.question or " at " in example.question
+        return str(sum(bool(t["boxes"][step]) for t in tracks.values()) if at_time else len(tracks))
+    if example.question_type == "attribute":
+        words = set(re.findall(r"\w+", example.question))
+        (track,) = [t for t in tracks.values() if t["kind"] in words or t["colour"] in words]
+        return track["colour"] if track["kind"] in words else track["kind"]
+    if example.question_type == "position":
+        x, y = _centre(shapes[0]["boxes"][step])
+        assert min(abs(x - 28), abs(y - 28)) >= 5
+        return QUADRANTS[2 * (y > 28) + (x > 28)]
+    if example.question_type == "boxes":
+        return "[{},{},{},{}]".format(*shapes[0]["boxes"][step])
+    if example.question_type == "direction":
+        seen = [_centre(box) for box in shapes[0]["boxes"] if box]
+        signs = tuple(int(np.sign(b - a)) for a, b in zip(seen[0], seen[-1], strict=True))
+        return next(name for name, way in DIRECTIONS.items() if way == signs)
+    if example.question_type == "span":
+        return _expected_span(example, shapes[0], scene["steps"])
+    if example.question_type == "speed":
+        one, two = (_pixels_per_step(track) for track in shapes)
+        assert one == two or max(one, two) >= 1.6 * min(one, two) > 0
+        names = [f"the {name}" for name in _named(example)]
+        return ("both the same" if one else "neither moves") if one == two else names[one < two]
+    events = {(e["object"], e["kind"]): e["step"] for e in scene["events"]}
+    verbs = {"appears": "appear", "vanishes": "vanish", "changes colour": "recolour", "bounces": "bounce"}
+    verbs |= {"starts moving": "start", "stops moving": "stop"}
+    if example.question_type == "event":
+        (kind,) = [k for (name, k), at in events.items() if name == _named(example)[0] and at == step]
+        return f"it {next(verb for verb, k in verbs.items() if k == kind)}"
+    halves = example.question.rstrip("?").split(": ")[1].split(" or ")
+    asked = [
+        (name, next(k for v, k in verbs.items() if h.endswith(v)))
+        for name, h in zip(_named(example), halves, strict=True)
+    ]
+    times = [events.get(key) for key in asked]
+    if times == [None, None]:
+        return "neither happens"
+    assert None not in times
+    return "both at once" if times[0] == times[1] else halves[times[0] > times[1]]
+
+
+def _expected_span(example, track, steps):
+    boxes = track["boxes"]
+    if "visible" in example.question:
+        shown = [k for k, box in enumerate(boxes) if box]
+        begin, end = shown[0], shown[-1] + 1
+    else:
+        moves = [k for k in range(steps - 1) if boxes[k] != boxes[k + 1]]
+        begin, end = moves[0], moves[-1] + 1
+        end = steps if end == steps - 1 else end
+    assert end - begin >= 2
+    return f"<t>{begin / 2:.1f}</t>s to <t>{end / 2:.1f}</t>s"
+
+
+def _pixels_per_step(track):
+    seen = [_centre(box) for box in track["boxes"] if box]
+    return max(round(math.dist(a, b), 3) for a, b in zip(seen, seen[1:], strict=False))
+
+
+def test_every_answer_follows_from_the_ground_truth(examples):
+    for example in sum(examples.values(), []):
+        gold = example.options["ABCD".index(example.answer)] if example.answer_type == "mcq" else example.answer
+        assert gold == _expected_answer(example) == example.meta["answer_text"], example
+
+
+def test_options_are_four_different_texts(examples):
+    for example in sum(examples.values(), []):
+        assert len(set(example.options)) == len(example.options) == (4 if example.answer_type == "mcq" else 0)
+
+
+def test_thoughts_are_short_end_in_the_answer_and_cite_true_boxes(examples):
+    for example in sum(examples.values(), []):
+        found = re.fullmatch(r"<think>(.+)</think><answer>(.+)</answer>", example.response)
+        assert found and found[2] == example.answer
+        assert len(found[1].split()) <= 40
+        if example.answer_type == "mcq":
+            assert found[1].endswith(f"option {example.answer}.")
+        truth = {tuple(box) for track in _tracks(example).values() for box in track["boxes"] if box}
+        cited = re.findall(r"<box>\[(\d+),(\d+),(\d+),(\d+)\]</box>", found[1])
+        assert {tuple(map(int, box)) for box in cited} <= truth
+        assert all(name in _tracks(example) for name in re.findall(r"<obj>(.+?)</obj>", found[1]))
+        assert all(cite["box"] for cite in example.meta["cited"])
+
+
+def _chance(rows):
+    """Chance of the best constant guess, by form of question."""
+    if rows[0].answer_type == "mcq":
+        return 1 / 4
+    return 1 / len({example.answer for example in rows})
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_answer_and_no_letter_is_favoured(examples, split):
+    groups = defaultdict(list)
+    for example in examples[split]:
+        groups[example.question_type, example.answer_type].append(example)
+        groups[example.meta["form"]].append(example)
+    for name, rows in groups.items():
+        if rows[0].answer_type == "boxes" or (isinstance(name, tuple) and len(rows) < 40):
+            continue  # boxes hardly ever repeat; few rows of several forms cannot be even to a row
+        allowed = max(math.floor(len(rows) * (_chance(rows) + 0.03)), math.ceil(len(rows) * _chance(rows)))
+        for texts in ([e.answer for e in rows], [e.meta["answer_text"] for e in rows]):
+            assert Counter(texts).most_common(1)[0][1] <= allowed, (split, name, Counter(texts).most_common(3))
+
+
+def test_prefixes_are_balanced_too(root):
+    rows = moving_shapes.load(root, "test", question_types=["direction"], limit=16)
+    letters = Counter(e.answer for e in rows if e.answer_type == "mcq")
+    assert max(letters.values()) - min(letters.values()) <= 1
+
+
+def test_words_alone_do_not_tell_the_answer(examples):
+    """An option's text together with the words of the question, counted on one half, is worth nothing on the other."""
+    rows = [e for split in ("train", "test") for e in examples[split] if e.answer_type == "mcq"]
+
+    def cues(example, option):
+        names = _named(example)
+        hide = [(name, f"N{k}") for k, name in enumerate(names)]
+        question, text = example.question, option
+        for name, mark in hide:
+            question, text = question.replace(name, mark), text.replace(name, mark)
+        text = text.split()[1] if text.startswith("the N") else text
+        return {f"{example.meta['form']}|{text}"} | {f"{w}|{text}" for w in question.split(":")[-1].split()}
+
+    seen, right = Counter(), Counter()
+    for example in rows[::2]:
+        for letter, option in zip("ABCD", example.options, strict=True):
+            seen.update(cues(example, option))
+            right.update(cues(example, option) if letter == example.answer else ())
+    hits = 0
+    for example in rows[1::2]:
+        worth = [
+            sum(math.log((right[c] + 1) / (seen[c] + 4)) + math.log(4) for c in cues(example, option))
+            for option in example.options
+        ]
+        hits += "ABCD"[int(np.argmax(worth))] == example.answer
+    share = hits / len(rows[1::2])
+    assert share <= 0.25 + 3 * math.sqrt(0.25 * 0.75 / len(rows[1::2])), share
+
+
+def test_no_constant_span_does_well(examples):
+    spans = [
+        [float(t) for t in re.findall(r"<t>(.+?)</t>", e.answer)] for e in examples["train"] if e.answer_type == "span"
+    ]
+    grid = [k / 2 for k in range(9)]
+
+    def overlap(a, b, c, d):
+        return max(0.0, min(b, d) - max(a, c)) / (max(b, d) - min(a, c))
+
+    best = max(np.mean([overlap(a, b, c, d) for c, d in spans]) for a in grid for b in grid if b > a)
+    assert best < 0.5
+    assert len({begin for begin, _ in spans}) >= 5
+
+
+def test_captions_are_plain_and_true(root):
+    captions = moving_shapes.caption_examples(root, "train", draws=2)
+    assert len(captions) == 2 * (150 * 5 + 30 * 3)
+    kinds = Counter()
+    for example in captions[:200]:
+        kinds[example.question_type] += 1
+        assert example.response == example.answer and "<think>" not in example.response
+        track_boxes = {tuple(box) for t in example.meta["scene"]["tracks"] for box in t["boxes"] if box}
+        cited = re.findall(r"<box>\[(\d+),(\d+),(\d+),(\d+)\]</box>", example.response)
+        assert {tuple(map(int, box)) for box in cited} <= track_boxes
+    assert all(name.startswith("caption_") for name in kinds) and len(kinds) == 5
+    assert len({example.id for example in captions}) == len(captions)
+
+
+def test_direct_answers(examples):
+    example = examples["test"][0]
+    assert moving_shapes.direct(example).response == example.answer
+    assert example.response.startswith("<think>")
+
+
+def test_hard_split_has_more_shapes_and_longer_clips(examples):
+    def scenes_of(split):
+        return [e.meta["scene"] for e in examples[split] if e.media[0].type == "video"]
+
+    scenes = {split: scenes_of(split) for split in ("test", "test_hard")}
+    shapes = {split: {len(s["tracks"]) for s in found} for split, found in scenes.items()}
+    assert shapes == {"test": {1, 2, 3}, "test_hard": {3, 4, 5}}
+    assert {s["steps"] for s in scenes["test"]} == {8}
+    assert min(s["steps"] for s in scenes["test_hard"]) >= 12
