@@ -13,7 +13,7 @@ from jvlmm.data.loader import PipelineOptions, eval_batches, make_loader
 from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.errors import ConfigError, DataError
 
-OPTIONS = BatchOptions(batch_size=4, length_buckets=(96, 128, 256), patch_buckets=(128, 512))
+OPTIONS = BatchOptions(batch_size=4, length_buckets=(66, 76, 256), patch_buckets=(128, 512))
 FAST = PipelineOptions(num_threads=2, read_ahead=4, prefetch=2)
 
 
@@ -39,7 +39,7 @@ def _loader(examples, drawing, seed=0, epochs=1, pipeline=FAST, options=OPTIONS,
 
 def test_every_example_comes_once_an_epoch_in_one_bucket_a_batch(examples, drawing):
     with _loader(examples, drawing, epochs=2) as loader:
-        seen = Counter()
+        seen, lengths = Counter(), set()
         for batch, ids in loader:
             assert batch.tokens.shape[0] == 4 and batch.tokens.shape[1] in OPTIONS.length_buckets
             used = (batch.segment_ids > 0).sum(axis=1)
@@ -47,6 +47,8 @@ def test_every_example_comes_once_an_epoch_in_one_bucket_a_batch(examples, drawi
             smaller = [bucket for bucket in OPTIONS.length_buckets if bucket < batch.tokens.shape[1]]
             assert used[: len(ids)].min() > max(smaller, default=0)
             seen.update(ids)
+            lengths.add(batch.tokens.shape[1])
+    assert lengths == set(OPTIONS.length_buckets)
     assert seen == {e.id: 2 for e in examples}
 
 
@@ -68,6 +70,7 @@ def test_restored_loader_continues_exactly(examples, drawing, taken):
     with _loader(examples, drawing, epochs=2) as loader:
         list(zip_first(loader, taken))
         state = json.loads(json.dumps(loader.get_state()))
+        assert not taken or state["batches"]["waiting"]
         rest = [(ids, batch) for batch, ids in loader]
     with _loader(examples, drawing, epochs=2) as restored:
         list(zip_first(restored, 3))  # a used loader can be set back as well
