@@ -1,6 +1,7 @@
 """Files → frames, in the calling process. For files one does not trust use `workers.Decoder`."""
 
 import os
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -43,22 +44,15 @@ def decode_video(
         return Clip(taken, source.timeline.times[indices], indices, source.timeline.duration, fps)
 
     with named(path):
-        promised, missing = 0, None
-        with open_container(path) as container:
+        packets = 0
+        with open_container(path) as container, suppress(MissingFrameError):
             video = open_stream(container, limits, stream)
             source = quick_source(container, video)
-            try:
-                if source is not None:
-                    return clip(source)
-            except MissingFrameError as error:
-                promised, missing = 0 if hides_frames(video) else len(source.timeline), error
-        with exhaustive_source(path, limits, stream) as source:
-            if len(source.timeline) < promised:
-                raise VideoError(f"is damaged: {missing}; fetch the file again or re-encode it")
-            try:
+            if source is not None:
+                packets = 0 if hides_frames(video) else len(source.timeline)
                 return clip(source)
-            except MissingFrameError as error:
-                raise VideoError(f"is damaged: {error}; fetch the file again or re-encode it") from None
+        with exhaustive_source(path, limits, stream, packets) as source:
+            return clip(source)
 
 
 def sample(

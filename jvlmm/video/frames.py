@@ -7,6 +7,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from jvlmm.errors import VideoError
 from jvlmm.video.limits import Limits
 from jvlmm.video.orientation import Orientation, frame_orientation
 from jvlmm.video.patches import resize_frames
@@ -18,8 +19,11 @@ REORDERING = 32  # a frame that has not come so many frames after its turn will 
 NumberedFrames = Iterable[tuple[int, av.VideoFrame]]
 
 
-class MissingFrameError(Exception):
-    """A frame that the packets promise does not come out of the decoder."""
+class MissingFrameError(VideoError):
+    """A frame that the packets promise does not come out of the decoder whole."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"is damaged: {reason}; fetch the file again or re-encode it")
 
 
 def seek_frames(
@@ -29,20 +33,21 @@ def seek_frames(
 
     Raises MissingFrameError where a frame does not come whole even when decoding from the first keyframe.
     """
-    queue, done, steps_back = deque(int(n) for n in wanted), set(), 0
+    queue = deque(int(number) for number in wanted)
+    missing, steps_back = set(queue), 0
     pts = {int(p): number for number, p in enumerate(timeline.pts)}
     while queue:
         target = queue[0]
         key = max(0, timeline.key_before(target) - steps_back)
         seek_to_keyframe(container, stream, timeline, key)
-        for frame in decode_needed(container, stream, {int(timeline.pts[n]) for n in queue}):
+        for frame in decode_needed(container, stream, {int(timeline.pts[n]) for n in missing}):
             number = pts.get(frame.pts, -1)
             if frame.is_corrupt and number >= timeline.keyframes[key]:
                 break  # what follows may be built on it
-            if number in queue and number not in done:
-                done.add(number)
+            if number in missing:
+                missing.remove(number)
                 yield number, frame
-            while queue and queue[0] in done:
+            while queue and queue[0] not in missing:
                 queue.popleft()
             if not queue or number > queue[0] + REORDERING:
                 break

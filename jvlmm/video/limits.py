@@ -1,5 +1,6 @@
 """What a file may ask of the machine before it is refused."""
 
+import math
 from dataclasses import dataclass
 
 from jvlmm.errors import ConfigError, VideoError
@@ -17,8 +18,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("deadline_s", "max_frames", "max_pixels", "max_side", "max_clip_pixels"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"limits.{name}={getattr(self, name)} must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"limits.{name}={getattr(self, name)} must be positive and finite")
 
     def check_size(self, width: int, height: int) -> None:
         """Raise VideoError where a frame is larger than allowed."""

@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from jvlmm.video.container import open_container, open_stream
-from jvlmm.video.frames import NumberedFrames, seek_frames
+from jvlmm.video.frames import MissingFrameError, NumberedFrames, seek_frames
 from jvlmm.video.limits import Limits
 from jvlmm.video.timeline import Timeline, scan_frames, scan_packets
 
@@ -36,11 +36,18 @@ def quick_source(container: av.container.InputContainer, stream: av.VideoStream)
 
 
 @contextmanager
-def exhaustive_source(path: str | os.PathLike[str], limits: Limits, index: int | None) -> Iterator[Source]:
-    """Decode every frame once for the times, and once more for the pictures; the file need not be seekable."""
+def exhaustive_source(
+    path: str | os.PathLike[str], limits: Limits, index: int | None, least: int = 0
+) -> Iterator[Source]:
+    """Decode every frame once for the times, and once more for the pictures; the file need not be seekable.
+
+    Raises VideoError where fewer than `least` frames come.
+    """
     with open_container(path) as container:
         stream = open_stream(container, limits, index)
         timeline = scan_frames(container.decode(stream), stream)
+    if len(timeline) < least:
+        raise MissingFrameError(f"{len(timeline)} of {least} frames can be decoded")
     with open_container(path) as container:
         stream = open_stream(container, limits, index)
         yield Source(timeline, lambda _: enumerate(container.decode(stream)))
