@@ -28,8 +28,8 @@ def render(example: Example, style: Style = "direct") -> list[dict]:
     """The user's turn as one message whose content lists text, image and video items in order.
 
     Styles: `direct` asks for the bare answer, `think` for reasoning and then the answer (DeepSeek-R1's
-    format), `describe` adds no instruction. An example that has a response but no gold answer, such as
-    a caption, is rendered as `describe` in every style. Media take the places of the `<image>` and
+    format), `describe` adds no instruction. Captions (`question_type` begins with "caption", or there is
+    a response but no gold answer) are rendered as `describe` in every style. Media take the places of the `<image>` and
     `<video>` tags in the question; a type without tags comes before the text.
 
     Raises DataError naming the example's id for an empty question, an answer type without options, or
@@ -52,7 +52,8 @@ def lettered(example: Example) -> list[str]:
 
 
 def _instruction(example: Example, style: Style) -> list[str]:
-    if style == "describe" or (example.response is not None and not example.answer):
+    is_caption = example.question_type.startswith("caption") or (example.response is not None and not example.answer)
+    if style == "describe" or is_caption:
         return []
     if example.answer_type not in ANSWER_FORMS:
         allowed = ", ".join(ANSWER_FORMS)

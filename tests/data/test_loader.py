@@ -71,13 +71,13 @@ def test_restored_loader_continues_exactly(examples, drawing, taken):
         list(zip_first(loader, taken))
         state = json.loads(json.dumps(loader.get_state()))
         assert not taken or state["batches"]["waiting"]
-        rest = [(ids, batch) for batch, ids in loader]
+        rest = [(ids, batch, loader.get_state()) for batch, ids in loader]
     with _loader(examples, drawing, epochs=2) as restored:
         list(zip_first(restored, 3))  # a used loader can be set back as well
         restored.set_state(state)
-        again = [(ids, batch) for batch, ids in restored]
-    assert [ids for ids, _ in again] == [ids for ids, _ in rest]
-    for (_, ours), (_, theirs) in zip(again, rest, strict=True):
+        again = [(ids, batch, restored.get_state()) for batch, ids in restored]
+    assert [(ids, state) for ids, _, state in again] == [(ids, state) for ids, _, state in rest]
+    for (_, ours, _), (_, theirs, _) in zip(again, rest, strict=True):
         np.testing.assert_array_equal(ours.tokens, theirs.tokens)
         if ours.vision is not None:
             np.testing.assert_array_equal(ours.vision.pixels, theirs.vision.pixels)

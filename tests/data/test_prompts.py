@@ -54,6 +54,7 @@ def test_multiple_choice_in_each_style(style, text):
 @pytest.mark.parametrize("style", ["direct", "think"])
 def test_a_caption_is_asked_for_without_instruction(style):
     assert _content(_example(answer="", response="A circle moves."), style) == ["What moves?"]
+    assert _content(_example(question_type="caption_motion"), style) == ["What moves?"]
 
 
 def test_every_answer_type_asks_for_its_form():
