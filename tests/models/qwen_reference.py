@@ -17,7 +17,7 @@ def small_config(tied: bool = True, **options) -> ModelConfig:
     """Windows of 4 x 4 patches, so that small grids already have several and uneven ones."""
     return ModelConfig(
         vision=VisionConfig(
-            depth=3,
+            depth=2,
             hidden_size=48,
             num_heads=2,
             intermediate_size=80,
@@ -29,7 +29,7 @@ def small_config(tied: bool = True, **options) -> ModelConfig:
             vocab_size=VOCAB,
             hidden_size=64,
             intermediate_size=112,
-            num_layers=3,
+            num_layers=2,
             num_heads=4,
             num_kv_heads=2,
             mrope_section=(2, 3, 3),
@@ -97,6 +97,7 @@ def torch_model(config: ModelConfig, seed: int = 0):
     import torch
     import transformers
 
+    torch.set_num_threads(1)  # at this size threads only wait for each other
     vision, text = config.vision, config.text
     settings = transformers.Qwen2_5_VLConfig(
         text_config={
