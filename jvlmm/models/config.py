@@ -71,12 +71,15 @@ class ModelConfig:
 
     `scan_layers` stores each block's parameters stacked over layers and scans over them, which keeps
     compilation short on TPU and GPU; on CPU the scan copies weights, so layers are unrolled there.
+    `flatten_tokens` multiplies [tokens, D] by each kernel instead of [B, L, D]: faster gradients on CPU, but a
+    length axis split over devices would have to be gathered.
     """
 
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     tokens: SpecialTokens = SpecialTokens()
     scan_layers: bool = False
+    flatten_tokens: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"

@@ -1,0 +1,1 @@
+"""Recipes: ordered stages over one run directory."""

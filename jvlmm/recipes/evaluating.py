@@ -1,0 +1,54 @@
+"""The evaluation stage: a model folder and questions in, figures and predictions out."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jvlmm.data.batch import BatchOptions
+from jvlmm.data.loader import PipelineOptions
+from jvlmm.evaluation.evaluate import Protocol, evaluate
+from jvlmm.models.huggingface import load_params
+from jvlmm.recipes.recipe import Run
+from jvlmm.recipes.sources import Source, VisionOptions, open_processor, open_sources
+from jvlmm.reporting.progress import Progress
+from jvlmm.rollout.generator import Generator
+from jvlmm.rollout.sampling import SamplingOptions
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Ask a model every question of some sources and score its answers."""
+
+    name: str = "evaluate"
+    model: str = ""  # a Hugging Face folder, or stage:NAME
+    sources: tuple[Source, ...] = ()
+    protocol: Protocol = "think"
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    batch_size: int = 32
+    length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)  # tokens of a prompt; the last is the limit
+    vision: VisionOptions = field(default_factory=VisionOptions)
+    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+
+    def run(self, run: Run) -> dict[str, Any]:
+        folder = run.resolve(self.model)
+        predictions = f"predictions/{self.name}.jsonl"
+        batch = BatchOptions(
+            batch_size=self.batch_size,
+            length_buckets=self.length_buckets,
+            patch_buckets=self.vision.patch_buckets,
+            fold=self.vision.fold,
+        )
+        with (
+            open_processor(folder, self.protocol, self.vision, self.length_buckets[-1]) as processor,
+            Progress(self.name, show=()) as progress,
+        ):
+            generator = Generator(
+                load_params(folder, processor.config), processor, self.sampling, batch, self.pipeline
+            )
+            figures = evaluate(
+                generator,
+                open_sources(run, self.sources),
+                run.workdir / predictions,
+                self.protocol,
+                on_progress=lambda done, total: progress(done, total, {}),
+            )
+        return {"path": predictions, "evaluation": figures}

@@ -1,0 +1,73 @@
+"""What a recipe is: a name, a seed, and stages that run in order over one directory."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from jvlmm.errors import ConfigError
+
+
+class Stage(Protocol):
+    """A frozen dataclass of options with a unique `name`; `run` does the work and returns a JSON-ready result."""
+
+    name: str
+
+    def run(self, run: "Run") -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in order. `workdir` is used where the command line names none."""
+
+    name: str
+    stages: tuple[Any, ...]
+    workdir: str
+    seed: int = 0
+
+    def __post_init__(self):
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"recipe {self.name!r}: stage names must differ, got {names}; rename one")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The directory a recipe runs in, and the results of the stages already done."""
+
+    workdir: Path
+    seed: int
+    results: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    def resolve(self, reference: str) -> Path:
+        """Path of a folder or file: an ordinary path, or `stage:NAME` for what an earlier stage made."""
+        if not reference.startswith("stage:"):
+            return Path(reference).expanduser()
+        name = reference.removeprefix("stage:")
+        if name not in self.results:
+            done = ", ".join(self.results) or "none"
+            raise ConfigError(f"{reference!r} names no earlier stage; stages done so far: {done}")
+        return self.workdir / self.results[name]["path"]
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a configuration file: plain Python with one function `recipe()`.
+
+    Raises ConfigError when the file is missing, does not import, or returns something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration file; pass a Python file with a function recipe()")
+    spec = importlib.util.spec_from_file_location(f"jvlmm_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        recipe = module.recipe()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}; the file must define recipe()") from error
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(f"{path}: recipe() returned {type(recipe).__name__}, expected jvlmm.recipes.recipe.Recipe")
+    return recipe

@@ -1,0 +1,102 @@
+"""Run a recipe: every stage once, each result on disk before the next one starts."""
+
+import json
+import os
+import platform
+import time
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jvlmm import __version__
+from jvlmm.config import apply_overrides, to_json
+from jvlmm.errors import ConfigError, JvlmmError
+from jvlmm.recipes.recipe import Recipe, Run, load_recipe
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy", "av")
+
+
+def run_recipe(
+    config_path: str | Path, workdir: str | Path | None = None, overrides: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Run or resume the recipe of a configuration file.
+
+    Stages already finished in `workdir` are not run again; the one that was interrupted continues from its
+    last checkpoint. Returns `{"workdir", "evaluations": {STAGE: result}}`, the contract of `run --json`.
+    Raises ConfigError when `workdir` holds a run of another configuration.
+    """
+    recipe = apply_overrides(load_recipe(config_path), list(overrides))
+    folder = Path(workdir if workdir is not None else recipe.workdir).expanduser().resolve()
+    claim_directory(folder, replace(recipe, workdir=""))
+    results: dict[str, dict[str, Any]] = {}
+    for number, stage in enumerate(recipe.stages, start=1):
+        done = folder / "stages" / f"{stage.name}.json"
+        if done.is_file():
+            results[stage.name] = json.loads(done.read_text())
+            print(f"[{number}/{len(recipe.stages)}] {stage.name}: done before", flush=True)
+            continue
+        print(f"[{number}/{len(recipe.stages)}] {stage.name}", flush=True)
+        start = time.time()
+        result = stage.run(Run(folder, recipe.seed, results))
+        results[stage.name] = {**result, "seconds": round(time.time() - start, 1)}
+        write_atomically(done, json.dumps(results[stage.name], indent=1))
+    evaluations = {name: result["evaluation"] for name, result in results.items() if "evaluation" in result}
+    return {"workdir": str(folder), "evaluations": evaluations, "stages": results}
+
+
+def claim_directory(folder: Path, recipe: Recipe) -> None:
+    """Create the run directory, or check that it belongs to the same configuration."""
+    config, existing = to_json(recipe), folder / "config.json"
+    if existing.is_file() and existing.read_text() != config:
+        raise ConfigError(
+            f"{folder}: holds a run of another configuration ({differing_fields(existing.read_text(), config)}); "
+            "choose another --workdir, or delete this one"
+        )
+    try:
+        (folder / "stages").mkdir(parents=True, exist_ok=True)
+        probe = folder / "stages" / ".writable"
+        probe.touch()
+        probe.unlink()
+        if not existing.is_file():
+            write_atomically(folder / "manifest.json", json.dumps(manifest(recipe.seed), indent=1))
+            write_atomically(existing, config)
+    except OSError as error:
+        raise JvlmmError(f"{folder}: cannot write the run directory ({error.strerror}); choose --workdir") from error
+
+
+def differing_fields(old: str, new: str) -> str:
+    """Dotted names of the first few fields in which two configurations differ."""
+
+    def flatten(value: Any, prefix: str) -> dict[str, Any]:
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = {item.get("name", str(i)): item for i, item in enumerate(value)}
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}.{key}".lstrip(".")).items()}
+
+    a, b = flatten(json.loads(old), ""), flatten(json.loads(new), "")
+    names = sorted(key for key in a.keys() | b.keys() if a.get(key, ...) != b.get(key, ...))
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def manifest(seed: int) -> dict[str, Any]:
+    """Versions, platform and devices: what a result needs beside its configuration to be repeated."""
+    import jax
+
+    return {
+        "jvlmm": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "seed": seed,
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write text so that a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)
