@@ -20,6 +20,11 @@ class TrainState:
 
 
 def create_state(params: Mapping[str, Any], optimizer: Optimizer) -> TrainState:
-    """State before the first update. The step donates it, so `params` may not be used afterwards."""
+    """State before the first update. The step donates it, so `params` may not be used afterwards.
+
+    Weakly typed parameters (`jnp.full(n, 0.1)`) become ordinary ones: the step returns ordinary ones, and
+    a change of type would compile it twice.
+    """
+    params = jax.tree.map(lambda p: p.astype(p.dtype), params)
     trainable, _ = optimizer.split(params)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(trainable))

@@ -101,7 +101,7 @@ def _update(optimizer: Optimizer, state: TrainState, total: GradientSums) -> tup
     trainable, opt_state = optimizer.update(gradients, state.opt_state, trainable)
     metrics = {
         "loss": total.loss / count,
-        "grad_norm": optax.global_norm(gradients),
+        "grad_norm": optax.tree.norm(gradients),
         "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
         "loss_tokens": total.count,
         **total.extras,
