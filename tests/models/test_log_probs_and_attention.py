@@ -1,0 +1,73 @@
+"""Tiled computations equal the plain ones, gradients included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvlmm.models import attention
+from jvlmm.models.log_probs import tiled_log_probs
+from jvlmm.models.vision import take_rows
+
+
+def naive_log_probs(hidden, head, targets):
+    log_probs = jax.nn.log_softmax(hidden @ head.T, axis=-1)
+    return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize(("batch", "length", "tile"), [(2, 9, 4), (3, 8, 6), (1, 7, 1), (4, 2, 3), (2, 5, 99)])
+def test_tiled_log_probs_equal_the_naive_ones(batch, length, tile):
+    rng = np.random.default_rng(batch * 100 + length)
+    hidden, head = rng.normal(size=(batch, length, 6)), rng.normal(size=(17, 6))
+    hidden, head, weights = (jnp.asarray(x, jnp.float32) for x in (hidden, head, rng.normal(size=(batch, length))))
+    targets = jnp.asarray(rng.integers(0, 17, (batch, length)), jnp.int32)
+    tiled = jax.jit(jax.value_and_grad(lambda h, w: jnp.sum(weights * tiled_log_probs(h, w, targets, tile)), (0, 1)))
+    naive = jax.jit(jax.value_and_grad(lambda h, w: jnp.sum(weights * naive_log_probs(h, w, targets)), (0, 1)))
+    for ours, expected in zip(jax.tree.leaves(tiled(hidden, head)), jax.tree.leaves(naive(hidden, head)), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+def test_no_array_of_all_logits_exists_in_the_training_program():
+    batch, length, width, vocab = 2, 64, 8, 1000
+    hidden, head = jnp.ones((batch, length, width)), jnp.ones((vocab, width))
+    targets = jnp.zeros((batch, length), jnp.int32)
+    gradients = jax.grad(lambda h, w: tiled_log_probs(h, w, targets, 16).sum(), (0, 1))
+    compiled = jax.jit(gradients).lower(hidden, head).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < batch * length * vocab * 4 / 2
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_tiles_of_queries_equals_dense_attention(monkeypatch, causal):
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(2, 4, 13, 8)).astype(np.float32)
+    key, value = rng.normal(size=(2, 2, 2, 13, 8)).astype(np.float32)
+    segments = np.sort(rng.integers(0, 3, (2, 13)), axis=1).astype(np.int32)
+
+    def run(query, key, value):
+        return jnp.sum(jnp.sin(attention.attend(query, key, value, segments, segments, causal)))
+
+    dense = jax.jit(jax.value_and_grad(run, (0, 1, 2)))(query, key, value)
+    monkeypatch.setattr(attention, "_DENSE_SCORES", 13 * 5)
+    tiled = jax.jit(jax.value_and_grad(lambda *x: run(*x), (0, 1, 2)))(query, key, value)
+    for ours, expected in zip(jax.tree.leaves(tiled), jax.tree.leaves(dense), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_grouped_heads_share_consecutive_keys():
+    rng = np.random.default_rng(1)
+    query = rng.normal(size=(1, 6, 5, 4)).astype(np.float32)
+    key, value = rng.normal(size=(2, 1, 2, 7, 4)).astype(np.float32)
+    repeated = [np.repeat(x, 3, axis=1) for x in (key, value)]
+    np.testing.assert_allclose(attention.attend(query, key, value), attention.attend(query, *repeated), atol=1e-6)
+
+
+def test_take_rows_has_the_gradient_of_a_gather():
+    index = np.array([3, -1, 0, 2, -1], np.int32)
+    inverse = np.array([2, -1, 3, 0], np.int32)  # row 1 is taken nowhere
+    x = np.random.default_rng(2).normal(size=(4, 3)).astype(np.float32)
+    plain = lambda x: jnp.where((index >= 0)[:, None], x[index], 0)  # noqa: E731
+    np.testing.assert_array_equal(take_rows(x, index, inverse), plain(x))
+    ours, expected = (
+        jax.grad(lambda x, f=f: jnp.sum(f(x) ** 3))(x) for f in (lambda x: take_rows(x, index, inverse), plain)
+    )
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
