@@ -83,7 +83,7 @@ def test_a_full_disk_is_one_line_and_the_next_build_is_whole(tmp_path, monkeypat
     assert digest(tmp_path / "out") == digest(tmp_path / "clean")
 
 
-@pytest.mark.parametrize("limit", [700, 5_000], ids=["encoder", "records"])
+@pytest.mark.parametrize("limit", [300, 5_000], ids=["encoder", "records"])
 def test_bytes_refused_by_the_system_are_one_line(tmp_path, limit):
     """The real thing: no file may grow beyond the limit, which a clip or only the records exceed."""
     code = (
@@ -92,7 +92,8 @@ def test_bytes_refused_by_the_system_are_one_line(tmp_path, limit):
         "from jvlmm.errors import DataError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
         "options = moving_shapes.MovingShapesOptions(\n"
-        "    train_clips=40, validation_clips=0, test_clips=0, test_hard_clips=0, test_hard_images=0)\n"
+        "    train_clips=0, train_images=80, validation_clips=0, validation_images=0,\n"
+        "    test_clips=0, test_images=0, test_hard_clips=0, test_hard_images=0)\n"
         "try: moving_shapes.build(sys.argv[1], options)\n"
         "except DataError as error: print(error)\n"
     )

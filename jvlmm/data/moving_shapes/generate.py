@@ -23,8 +23,8 @@ def random_scene(
     rng: np.random.Generator, options: SceneOptions, media: str, size: int, still: bool, num_shapes: int
 ) -> Scene:
     """Draw a scene; a shape is never overlapped by more than half, in an image by no more than a fifth."""
-    first, last = round(options.min_seconds / STEP_SECONDS), round(options.max_seconds / STEP_SECONDS)
-    steps = 1 if still else int(rng.integers(first, last + 1))
+    length = int(rng.integers(options.min_seconds, options.max_seconds + 1))
+    steps = 1 if still else round(length / STEP_SECONDS)
     level = int(rng.integers(16, 56))
     background = tuple(int(v) for v in np.clip(level + rng.integers(-5, 6, 3), 0, 255))
     for _ in range(_SCENE_TRIES):

@@ -18,8 +18,8 @@ class SceneOptions:
     max_shapes: int = 3
     min_shape_pixels: int = 12
     max_shape_pixels: int = 18
-    min_seconds: float = 4.0
-    max_seconds: float = 4.0
+    min_seconds: int = 4  # whole seconds, so that a sampler's even number of frames meets every state
+    max_seconds: int = 4
     directions: int = 4  # 4: along the axes; 8: diagonals too
     speeds: tuple[int, ...] = (2, 3, 5)  # pixels per step of half a second
     plain_share: float = 0.35  # share of shapes without any event
@@ -30,8 +30,8 @@ HARD_SCENES = SceneOptions(
     max_shapes=5,
     min_shape_pixels=9,
     max_shape_pixels=13,
-    min_seconds=6.0,
-    max_seconds=8.0,
+    min_seconds=6,
+    max_seconds=8,
     directions=8,
     speeds=(1, 2, 4),
     plain_share=0.3,
@@ -104,8 +104,12 @@ def _check_scenes(name: str, scenes: SceneOptions) -> None:
         ("max_shapes", scenes.min_shapes <= scenes.max_shapes <= 5, "min_shapes to 5"),
         ("min_shape_pixels", 6 <= scenes.min_shape_pixels <= 20, "6 to 20"),
         ("max_shape_pixels", scenes.min_shape_pixels <= scenes.max_shape_pixels <= 20, "min_shape_pixels to 20"),
-        ("min_seconds", scenes.min_seconds >= 4 and scenes.min_seconds % STEP_SECONDS == 0, "4.0, 4.5, 5.0, …"),
-        ("max_seconds", scenes.min_seconds <= scenes.max_seconds <= 16, "min_seconds to 16"),
+        ("min_seconds", scenes.min_seconds >= 4 and scenes.min_seconds % 1 == 0, "whole seconds from 4"),
+        (
+            "max_seconds",
+            scenes.min_seconds <= scenes.max_seconds <= 16 and scenes.max_seconds % 1 == 0,
+            "min_seconds to 16",
+        ),
         ("directions", scenes.directions in (4, 8), "4 or 8"),
         ("speeds", bool(scenes.speeds) and all(1 <= s <= 8 for s in scenes.speeds), "numbers from 1 to 8"),
         ("plain_share", 0 <= scenes.plain_share < 1, "at least 0 and below 1"),

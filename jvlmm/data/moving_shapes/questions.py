@@ -278,7 +278,7 @@ def span(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Itera
         if (first, last) != (0, scene.steps - 1):
             question = _pick(rng, "When is the {} visible?", "From when to when is the {} visible?")
             yield from _span(scene, index, question, (first, last), last + 1, ("appears", "vanishes"))
-        elif shape.moving and shape.moving != (first, last) and all(e.kind != "bounce" for e in shape.events):
+        elif shape.moving and all(e.kind != "bounce" for e in shape.events):
             question = _pick(rng, "When does the {} move?", "From when to when does the {} move?")
             end = scene.steps if shape.moving[1] == last else shape.moving[1]
             yield from _span(scene, index, question, shape.moving, end, ("starts moving", "stops moving"))
