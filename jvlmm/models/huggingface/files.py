@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import jax
 from safetensors import SafetensorError, safe_open
 
 from jvlmm.errors import CheckpointError
@@ -56,20 +56,16 @@ def locate_tensors(directory: Path, config: ModelConfig) -> Mapping[Path, list[t
     return located
 
 
-def read_tensors(path: Path, tensors: list[tuple[Tensor, str]], place: Callable[[Tensor, Callable], None]) -> None:
-    """Calls `place(tensor, read)` for each tensor of one memory-mapped file, which is unmapped afterwards.
+def read_tensor(path: Path, tensor: Tensor, key: str, place: Callable[[Callable], jax.Array]) -> jax.Array:
+    """`place(read)`, where `read(index)` is the part `index` (slices of every axis) of the parameter.
 
-    `read(index)` returns the part `index` (slices of every axis) of the parameter as an array of the stored dtype.
+    Parts have the stored dtype. The file is memory-mapped for this one tensor only, so that no pages of earlier ones
+    stay in memory.
     """
     try:
         with safe_open(path, framework="np") as file:
-            for tensor, key in tensors:
-                stored = file.get_slice(key)
-
-                def read(index, tensor=tensor, stored=stored) -> np.ndarray:
-                    return tensor.from_stored(stored[tensor.stored_slices(index)], index)
-
-                place(tensor, read)
+            stored = file.get_slice(key)
+            return place(lambda index: tensor.from_stored(stored[tensor.stored_slices(index)], index))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: {_one_line(error)}; the file is damaged, download it again") from None
 

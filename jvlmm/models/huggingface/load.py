@@ -12,15 +12,15 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jvlmm.errors import CheckpointError
 from jvlmm.models.config import ModelConfig
-from jvlmm.models.huggingface.files import locate_tensors, read_tensors
+from jvlmm.models.huggingface.files import locate_tensors, read_tensor
 from jvlmm.models.huggingface.names import Tensor, checkpoint_tensors
 
 
 def load_params(directory: str | Path, config: ModelConfig, shardings: Any = None) -> Mapping[str, Any]:
     """Parameters {"vision", "merger", "decoder"} of the checkpoint, as `config.param_dtype`.
 
-    Files are memory-mapped one after another and each device is handed only its slices, so the host never holds
-    more than one file and one tensor. bfloat16, float16 and float32 files are read, in one file or sharded with an
+    Files are memory-mapped, one tensor at a time, and each device is handed only its slices: the host never holds
+    more than one tensor. bfloat16, float16 and float32 files are read, in one file or sharded with an
     index, under the hub's key names or those of transformers 5.
 
     Args:
@@ -32,24 +32,22 @@ def load_params(directory: str | Path, config: ModelConfig, shardings: Any = Non
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory; pass a folder that holds config.json")
-    located = locate_tensors(directory, config)
     flat_shardings = {} if shardings is None else flatten_dict(shardings, sep=".")
     rows = _row_counts(config)
     params: dict[str, jax.Array] = {}
-    dtype = jnp.dtype(config.param_dtype)
-
-    def place(tensor: Tensor, read: Callable) -> None:
-        sharding = flat_shardings.get(tensor.path)
-        array = _to_devices(tensor, read, sharding)
-        if tensor.row is None:
-            params[tensor.path] = array.astype(dtype)
-            return
-        if tensor.path not in params:
-            params[tensor.path] = _empty((rows[tensor.path], *tensor.shape), dtype, sharding)
-        params[tensor.path] = _insert(params[tensor.path], array, tensor.row)
-
-    for path, tensors in located.items():
-        read_tensors(path, tensors, place)
+    for path, tensors in locate_tensors(directory, config).items():
+        for tensor, key in tensors:
+            sharding = flat_shardings.get(tensor.path)
+            array = read_tensor(path, tensor, key, partial(_to_devices, tensor, sharding))
+            if tensor.row is None:
+                param = array.astype(config.param_dtype)
+            else:
+                if tensor.path not in params:
+                    shape = (rows[tensor.path], *tensor.shape)
+                    params[tensor.path] = _empty(shape, config.param_dtype, sharding)
+                param = _insert(params[tensor.path], array, tensor.row)
+            # Waiting keeps dispatch from running ahead and holding more than one tensor on the host.
+            params[tensor.path] = param.block_until_ready()
     return unflatten_dict(params, sep=".")
 
 
@@ -60,7 +58,7 @@ def _row_counts(config: ModelConfig) -> dict[str, int]:
     return counts
 
 
-def _to_devices(tensor: Tensor, read: Callable, sharding: Sharding | None) -> jax.Array:
+def _to_devices(tensor: Tensor, sharding: Sharding | None, read: Callable) -> jax.Array:
     """The tensor, or the row of a stacked parameter, in the stored dtype on the devices that need it."""
     if sharding is None:
         return jax.device_put(read((slice(None),) * len(tensor.shape)))
@@ -69,7 +67,7 @@ def _to_devices(tensor: Tensor, read: Callable, sharding: Sharding | None) -> ja
     return jax.make_array_from_callback(tensor.shape, sharding, read)
 
 
-def _empty(shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None) -> jax.Array:
+def _empty(shape: tuple[int, ...], dtype: str, sharding: Sharding | None) -> jax.Array:
     return jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
 
 
