@@ -46,11 +46,17 @@ class Loader:
 
     def __init__(self, batches: grain.DatasetIterator, rejections: Rejections, fingerprint: dict[str, Any]):
         self.rejections = rejections
-        self._batches = batches
+        self._open: grain.DatasetIterator | None = batches
         self._fingerprint = fingerprint
 
     def __iter__(self) -> "Loader":
         return self
+
+    @property
+    def _batches(self) -> grain.DatasetIterator:
+        if self._open is None:
+            raise ValueError("the loader is closed")
+        return self._open
 
     def __next__(self) -> tuple[Batch, tuple[str, ...]]:
         grouped = next(self._batches)
@@ -72,7 +78,9 @@ class Loader:
 
     def close(self) -> None:
         """Stop the background threads."""
-        self._batches.close()
+        if self._open is not None:
+            self._open.close()
+        self._open = None  # left to the interpreter's end, grain's iterator complains on stderr
 
     def __enter__(self) -> "Loader":
         return self

@@ -5,6 +5,7 @@ import math
 import os
 import string
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -74,24 +75,32 @@ def read_records(path: str | Path, root: str | Path | None = None) -> Records:
 def write_examples(path: str | Path, examples: Iterable[Example]) -> int:
     """Write records that `read_examples` reads back equal; returns their number.
 
-    The file appears complete or not at all. Raises DataError when a media file lies outside the folder of `path`.
+    The file appears complete or not at all. Raises DataError when a media file lies
+    outside the folder of `path`, or the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     root = Path(os.path.realpath(path.parent))
     partial, count = path.with_name(path.name + ".partial"), 0
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:
             for example in examples:
-                record = example.to_dict()
-                if example.media:
-                    record["media"] = [_media_record(example, media, root) for media in example.media]
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json.dumps(_record(example, root), ensure_ascii=False) + "\n")
                 count += 1
         os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return count
+
+
+def _record(example: Example, root: Path) -> dict[str, Any]:
+    record = example.to_dict()
+    if example.media:
+        record["media"] = [_media_record(example, media, root) for media in example.media]
+    return record
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -111,7 +111,7 @@ class ChatTokenizer:
 
     def _pieces(self, messages: list[Message], add_generation_prompt: bool) -> list[tuple[str, bool]]:
         """The rendered conversation cut into (text, said by the assistant)."""
-        pieces, done = [], ""
+        pieces, done, turn = [], "", None
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -128,7 +128,8 @@ class ChatTokenizer:
             end += len(END_OF_TURN)
             pieces += [(header[len(done) :], False), (turn[len(header) : end], True)]
             done = turn[:end]
-        whole = self._render(messages, add_generation_prompt)
+        ends_here = bool(messages) and messages[-1]["role"] == "assistant" and not add_generation_prompt
+        whole = turn if ends_here else self._render(messages, add_generation_prompt)
         if not whole.startswith(done):
             raise DataError("the chat template rewrites assistant turns once others follow; use Qwen2.5-VL's template")
         return pieces + [(whole[len(done) :], False)]

@@ -154,11 +154,14 @@ def test_next_batch_is_prepared_while_this_one_is_used(examples, drawing):
     decoder = drawing.decoder()
     with make_loader(examples, drawing.processor(decoder), OPTIONS, 0, None, pipeline=FAST) as loader:
         next(loader)
-        calls, waited = 0, threading.Event()
-        while calls != len(decoder.calls):
-            calls = len(decoder.calls)
-            waited.wait(0.3)
-        assert 12 < calls < 60
+        wanted, waiting = len(decoder.calls) + 6, threading.Event()
+        for _ in range(300):
+            if len(decoder.calls) >= wanted:
+                break
+            waiting.wait(0.1)
+        assert len(decoder.calls) >= wanted
+        waiting.wait(0.3)
+        assert len(decoder.calls) < 60
 
 
 def test_close_ends_the_threads(examples, drawing):
@@ -166,6 +169,9 @@ def test_close_ends_the_threads(examples, drawing):
     loader = _loader(examples, drawing, epochs=None)
     next(loader)
     loader.close()
+    loader.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(loader)
     for thread in threading.enumerate():
         if thread.name.startswith("grain"):
             thread.join(5)
@@ -196,12 +202,30 @@ def test_evaluation_where_nothing_is_usable_yields_nothing(drawing, model_config
     assert len(rejections) == 3
 
 
-def test_foreign_rejection_list_is_not_overwritten(tmp_path):
+@pytest.mark.parametrize("text", ["notes of my own\n", "notes of my own", "[1, 2]\n", '{"name": "x"}\n'])
+def test_foreign_rejection_list_is_not_overwritten(tmp_path, text):
     path = tmp_path / "rejected.jsonl"
-    path.write_text("notes of my own\n")
+    path.write_text(text)
     with pytest.raises(DataError, match="rejected.jsonl: not a list"):
         Rejections(path).add(Rejected("a", "b"))
-    assert path.read_text() == "notes of my own\n"
+    assert path.read_text() == text
+
+
+def test_rejection_list_torn_by_a_kill_is_continued(tmp_path):
+    path = tmp_path / "rejected.jsonl"
+    for name in ("a", "b"):
+        Rejections(path).add(Rejected(name, "line\u2028of text"))
+    path.write_bytes(path.read_bytes()[:-9])
+    rejections = Rejections(path)
+    assert set(rejections.reasons) == {"a"}
+    rejections.add(Rejected("b", "x"))
+    assert Rejections(path).reasons == {"a": "line\u2028of text", "b": "x"}
+
+
+def test_rejection_list_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="rejected.jsonl: rejected examples cannot be listed"):
+        Rejections(tmp_path / "file" / "rejected.jsonl").add(Rejected("a", "b"))
 
 
 @pytest.mark.parametrize("options", [{"num_threads": 0}, {"prefetch": -1}, {"process_index": 1}])

@@ -167,6 +167,12 @@ def test_failed_writing_leaves_the_earlier_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_folder_that_cannot_be_written_gives_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="rows.jsonl: cannot be written"):
+        write_examples(tmp_path / "file" / "rows.jsonl", [Example("a", "What?", "x", "text")])
+
+
 def test_check_counts_what_a_run_could_use(tmp_path, drawing):
     rows = [
         {**ROW, "id": "text"},

@@ -174,10 +174,10 @@ def test_encoding_is_cheap(tokenizer):
     tokenizer.encode_chat(messages)
     best = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(20):
             tokenizer.encode_chat(messages)
-        best = min(best, (time.perf_counter() - start) / 20)
+        best = min(best, (time.process_time() - start) / 20)
     assert best < 1e-3  # about 0.2 ms on an idle core
 
 
