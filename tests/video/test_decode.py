@@ -41,6 +41,13 @@ def test_seeking_finds_the_same_frames_as_decoding_everything(tmp_path, name):
     assert clip.duration == pytest.approx(20, abs=0.05)
 
 
+def test_avi_frames_are_numbered_in_order_of_presentation(tmp_path):
+    """AVI stores no presentation times: with B-frames those that FFmpeg reports for its packets are wrong."""
+    path = write_video(tmp_path / "a.avi", numbered_frames(200, **BIG), options={"g": "24", "bf": "3"})
+    clip = decode_video(path, take(2), end=0.3)
+    assert clip.indices.tolist() == frame_numbers(clip.frames) == [0, 3]
+
+
 def test_raw_streams_without_times_are_numbered_in_order(tmp_path):
     path = write_video(tmp_path / "a.h264", numbered_frames(30), options={"bf": "2"})
     clip = decode_video(path, take(4))
@@ -179,12 +186,16 @@ def test_truncated_files_never_become_shorter_samples(tmp_path, name, share):
 
 
 def test_damaged_pictures_are_refused(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (60, 64, 96, 3), np.uint8)
-    path = write_video(tmp_path / "a.mp4", noise)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 3 : len(data) // 2] = np.random.default_rng(1).bytes(len(data) // 2 - len(data) // 3)
-    path.write_bytes(data)
-    one_line_error(path, decode_video)
+    rng = np.random.default_rng(0)
+    path = write_video(tmp_path / "a.mp4", rng.integers(0, 256, (60, 64, 96, 3), np.uint8), options={"threads": "1"})
+    whole, refused = path.read_bytes(), 0
+    for at in range(20_000, 180_000, 20_000):
+        path.write_bytes(whole[:at] + rng.bytes(400) + whole[at + 400 :])
+        try:
+            decode_video(path, FrameOptions(num_frames=2))
+        except VideoError as error:
+            refused += "damaged" in str(error) or "cannot be decoded" in str(error)
+    assert refused >= 2  # H.264 has no checksums: many errors decode to something
 
 
 def test_limits_are_checked_before_pixels_are_decoded(tmp_path):
@@ -229,7 +240,7 @@ def test_small_files_take_the_quick_way(tmp_path):
     decode_video(path, take(16))
     best = 1.0
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.process_time()
         decode_video(path, take(16))
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.03  # about 2 ms on an idle core
+        best = min(best, time.process_time() - start)
+    assert best < 0.01  # about 2 ms
