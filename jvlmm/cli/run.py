@@ -1,6 +1,7 @@
 """`jvlmm run`: a recipe over one run directory."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from jvlmm.cli.verb import Result, add_overrides, add_verb
@@ -27,4 +28,18 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def show(result: Result) -> None:
+    from jvlmm.reporting.tables import compare, text_table
+
+    titles = {"tiou": "mean tIoU of spans", "box_iou": "mean IoU of boxes", "format_rate": "in the asked format"}
+    columns = {
+        stage: {
+            **figures["accuracy"],
+            **{title: figures[name] for name, title in titles.items() if figures.get(name) is not None},
+        }
+        for stage, figures in result["evaluations"].items()
+    }
+    if columns:
+        print(text_table(*compare(columns)))
+    for name, stage in result["stages"].items():
+        print(f"{name}: {Path(result['workdir']) / stage['path']}  ({stage['seconds']} s)")
     print(f"everything lies in {result['workdir']}")

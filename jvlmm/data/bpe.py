@@ -75,8 +75,8 @@ def train_tokenizer(
 ) -> int:
     """Learn a vocabulary from `texts` and write a tokenizer transformers opens as Qwen2.5's.
 
-    Writes tokenizer.json, tokenizer_config.json and preprocessor_config.json (for Qwen2.5-VL's image
-    processor; pixel limits per image or frame) into `out_dir`. `vocab_size` counts the special tokens
+    Writes tokenizer.json, tokenizer_config.json and the settings of Qwen2.5-VL's image and video processors
+    (pixel limits per image or frame) into `out_dir`. `vocab_size` counts the special tokens
     and tags too. Returns the number of entries, which is smaller where the texts hold too few pairs.
     Raises ConfigError when `vocab_size` cannot hold the 256 bytes and the added tokens.
     """
@@ -109,7 +109,10 @@ def train_tokenizer(
     out_dir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out_dir / "tokenizer.json"))
     _write_json(out_dir / "tokenizer_config.json", _tokenizer_config(tokenizer))
-    _write_json(out_dir / "preprocessor_config.json", _preprocessor_config(min_pixels, max_pixels))
+    processor = _preprocessor_config(min_pixels, max_pixels)
+    _write_json(out_dir / "preprocessor_config.json", {**processor, "image_processor_type": "Qwen2VLImageProcessor"})
+    video = {**processor, "video_processor_type": "Qwen2VLVideoProcessor"}
+    _write_json(out_dir / "video_preprocessor_config.json", video)
     return tokenizer.get_vocab_size(with_added_tokens=True)
 
 
@@ -159,7 +162,6 @@ def _preprocessor_config(min_pixels: int, max_pixels: int) -> dict:
         "merge_size": 2,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2_5_VLProcessor",
     }
 
