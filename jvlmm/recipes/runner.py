@@ -9,10 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jvlmm import __version__
 from jvlmm.config import apply_overrides, to_json
 from jvlmm.errors import ConfigError, JvlmmError
 from jvlmm.recipes.recipe import Recipe, Run, load_recipe
+from jvlmm.training.host_memory import keep_freed_memory
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy", "av")
 
@@ -29,6 +32,8 @@ def run_recipe(
     recipe = apply_overrides(load_recipe(config_path), list(overrides))
     folder = Path(workdir if workdir is not None else recipe.workdir).expanduser().resolve()
     claim_directory(folder, replace(recipe, workdir=""))
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     results: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(recipe.stages, start=1):
         done = folder / "stages" / f"{stage.name}.json"
@@ -82,8 +87,6 @@ def differing_fields(old: str, new: str) -> str:
 
 def manifest(seed: int) -> dict[str, Any]:
     """Versions, platform and devices: what a result needs beside its configuration to be repeated."""
-    import jax
-
     return {
         "jvlmm": __version__,
         "python": platform.python_version(),
