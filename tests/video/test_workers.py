@@ -29,10 +29,9 @@ def video(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
-    """A video without times, so that every frame is decoded: seconds of work in one file."""
-    noise = np.random.default_rng(0).integers(0, 256, (6, 480, 640, 3), np.uint8)
-    path = write_video(tmp_path_factory.mktemp("media") / "a.h264", noise, options={"preset": "ultrafast"})
-    path.write_bytes(path.read_bytes() * 60)
+    """A video of 120,000 frames without times, which can only be decoded from end to end."""
+    path = write_video(tmp_path_factory.mktemp("media") / "a.h264", numbered_frames(6, 480, 640))
+    path.write_bytes(path.read_bytes() * 20_000)
     return path
 
 
@@ -64,12 +63,12 @@ def test_without_workers_decoding_runs_here(video):
 
 
 def test_deadline_kills_the_worker_and_the_next_file_works(video, slow):
-    with Decoder(workers=1, limits=Limits(deadline_s=0.3)) as decoder:
+    with Decoder(workers=1, limits=Limits(deadline_s=2)) as decoder:
         decoder.video(video, FOUR)
         start = time.monotonic()
-        with pytest.raises(VideoError, match="not decoded within 0.3 s") as caught:
+        with pytest.raises(VideoError, match="not decoded within 2 s") as caught:
             decoder.video(slow, FOUR)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 20
         assert str(caught.value).startswith(f"{slow}: ")
         assert frame_numbers(decoder.video(video, FOUR).frames) == [0, 5, 10, 15]
 
