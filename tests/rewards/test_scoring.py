@@ -68,6 +68,7 @@ def test_temporal_iou_by_hand():
     assert temporal_iou((-5, 2), (0, 2)) == 1  # clipped at the start of the video
     assert temporal_iou((-5, -2), (0, 2)) == 0
     assert temporal_iou((2, 2), (2, 2)) == 1
+    assert temporal_iou((3, 1), (2, 2)) == 0
     assert temporal_iou(None, (0, 1)) == 0
 
 
