@@ -53,12 +53,12 @@ def resume(
 ) -> tuple[TrainState, int]:
     """(state, step) of the newest checkpoint, the loader and the metrics set back to it; `state` where none exists."""
     step = checkpoints.latest_step()
+    if jax.process_index() == 0:
+        writer.truncate(options.stage, step or 0)
     if step is None:
-        writer.truncate(options.stage, 0)
         return state, int(state.step)
     state, loader_state = checkpoints.restore(state)
     loader.set_state(loader_state)
-    writer.truncate(options.stage, step)
     return state, step
 
 
@@ -96,11 +96,12 @@ def fit(
                 if evaluate and _due(number, options.evaluate_every, options):
                     log.flush()
                     log.write(number, {f"eval/{name}": value for name, value in evaluate(state).items()})
-                if preemption.requested or _due(number, options.checkpoint_every, options):
+                ends = preemption.reached(number)
+                if ends or _due(number, options.checkpoint_every, options):
                     log.flush()
                     checkpoints.save(state, loader.get_state())
                     log.meter.reset()
-                if preemption.requested:
+                if ends:
                     raise Preempted
     finally:
         log.meter.close()
@@ -160,8 +161,9 @@ class _Log:
                 figures |= self.meter.read(self._tokens) | {"compiles": compiles}
                 self._tokens = 0.0
                 self.write(number, figures)
-                if self._progress:
+                if self._progress and jax.process_index() == 0:
                     self._progress(number, self._options.total_steps, figures)
 
     def write(self, number: int, figures: Mapping[str, float]) -> None:
-        self._writer.write({"stage": self._options.stage, "step": number, **figures})
+        if jax.process_index() == 0:
+            self._writer.write({"stage": self._options.stage, "step": number, **figures})

@@ -1,0 +1,63 @@
+"""What the loop logs, and that it compiles nothing twice."""
+
+import json
+import time
+
+import pytest
+import toy_training as toy
+
+from jvlmm.errors import ConfigError
+from jvlmm.training.loop import FitOptions
+from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
+from jvlmm.training.state import create_state
+from jvlmm.training.step import make_train_step
+
+
+def records(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_step_has_one_line_with_rates(tmp_path):
+    toy.train(tmp_path, evaluate=lambda state: {"accuracy": int(state.step) / 100}, evaluate_every=5)
+    lines = records(tmp_path)
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == list(range(1, toy.TOTAL + 1))
+    for line in training:
+        assert line["stage"] == "train"
+        assert {"grad_norm", "learning_rate", "tokens_per_s", "samples_per_s", "compiles"} <= line.keys()
+        assert 0 <= line["data_wait"] <= 1
+    evaluated = [(line["step"], line["eval/accuracy"]) for line in lines if "eval/accuracy" in line]
+    assert evaluated == [(5, 0.05), (10, 0.1), (14, 0.14)]
+    assert list((tmp_path / "tensorboard" / "train").glob("events.*"))
+
+
+def test_one_program_per_bucket(tmp_path):
+    toy.train(tmp_path, toy.ToyLoader(rows=(8, 4)))
+    assert records(tmp_path)[-1]["compiles"] == 2, "two sizes of batches: an unexpected recompile or a missing one"
+
+
+def test_accumulation_compiles_one_program_per_bucket_and_role():
+    optimizer = make_optimizer(OptimizerOptions(), 10, toy.MODULES)
+    step, loader = make_train_step(toy.loss_fn, optimizer), toy.ToyLoader(rows=(4,))
+    state = create_state(toy.init_params(), optimizer)
+    for _ in range(4):
+        state, _ = step(state, [next(loader)[0] for _ in range(3)])
+    assert step.compiles == 3  # first, add, update
+
+
+def test_log_every_logs_fewer_lines_of_the_same_losses(tmp_path):
+    toy.train(tmp_path / "each")
+    toy.train(tmp_path / "some", log_every=6)
+    each = {line["step"]: line["loss"] for line in records(tmp_path / "each")}
+    assert [(line["step"], line["loss"]) for line in records(tmp_path / "some")] == [(s, each[s]) for s in (6, 12, 14)]
+
+
+def test_data_wait_sees_a_slow_loader(tmp_path):
+    toy.train(tmp_path, toy.ToyLoader(on_batch=lambda number: time.sleep(0.05)), log_every=7, checkpoint_every=99)
+    assert records(tmp_path)[-1]["data_wait"] > 0.5
+
+
+@pytest.mark.parametrize("field", ["total_steps", "accumulation", "log_every", "checkpoint_every"])
+def test_impossible_rhythm_is_refused(field):
+    with pytest.raises(ConfigError, match=f"{field} = 0 must be at least 1"):
+        FitOptions(**{"total_steps": 5, field: 0})
