@@ -41,6 +41,9 @@ class PipelineOptions:
             )
 
 
+DEFAULT_PIPELINE = PipelineOptions()
+
+
 class Loader:
     """Iterator of (Batch, ids of its examples). Close it, or use it as a context manager, to stop its threads."""
 
@@ -96,7 +99,7 @@ def make_loader(
     seed: int,
     epochs: int | None = None,
     rejected_path: str | Path | None = None,
-    pipeline: PipelineOptions = PipelineOptions(),
+    pipeline: PipelineOptions = DEFAULT_PIPELINE,
 ) -> Loader:
     """Training batches over `epochs` (None: without end), another order in each, the same for the same seed.
 
@@ -131,7 +134,7 @@ def eval_batches(
     options: BatchOptions,
     config: ModelConfig,
     rejections: Rejections,
-    pipeline: PipelineOptions = PipelineOptions(),
+    pipeline: PipelineOptions = DEFAULT_PIPELINE,
 ) -> Iterator[tuple[Batch, tuple[int, ...]]]:
     """Every example once, as (Batch, indices into `examples` of its rows); the last of a bucket comes short.
 

@@ -3,14 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from jvlmm.data.batch import BatchOptions
 from jvlmm.data.loader import PipelineOptions
 from jvlmm.evaluation.evaluate import Protocol, evaluate
-from jvlmm.models.huggingface import load_params
 from jvlmm.recipes.recipe import Run
-from jvlmm.recipes.sources import Source, VisionOptions, open_processor, open_sources
+from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
-from jvlmm.rollout.generator import Generator
+from jvlmm.rollout.checkpoint import load_generator
 from jvlmm.rollout.sampling import SamplingOptions
 
 
@@ -31,18 +29,14 @@ class Evaluate:
     def run(self, run: Run) -> dict[str, Any]:
         folder = run.resolve(self.model)
         predictions = f"predictions/{self.name}.jsonl"
-        batch = BatchOptions(
-            batch_size=self.batch_size,
-            length_buckets=self.length_buckets,
-            patch_buckets=self.vision.patch_buckets,
-            fold=self.vision.fold,
-        )
-        with (
-            open_processor(folder, self.protocol, self.vision, self.length_buckets[-1]) as processor,
-            Progress(self.name, show=()) as progress,
-        ):
-            generator = Generator(
-                load_params(folder, processor.config), processor, self.sampling, batch, self.pipeline
+        with self.vision.decoder() as decoder, Progress(self.name, show=()) as progress:
+            generator = load_generator(
+                folder,
+                decoder,
+                self.vision.processor(self.protocol, self.length_buckets[-1]),
+                self.sampling,
+                self.vision.batch(self.batch_size, self.length_buckets),
+                self.pipeline,
             )
             figures = evaluate(
                 generator,

@@ -1,22 +1,15 @@
-"""What stages read: data sets by path, and a model folder with what turns examples into its input."""
+"""What stages read: data sets by path, and how their media are seen."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Literal
 
-import jax
-
+from jvlmm.data.batch import BatchOptions
 from jvlmm.data.concatenation import Concatenation
 from jvlmm.data.moving_shapes import caption_examples, direct, load
-from jvlmm.data.processor import Processor, ProcessorOptions
+from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.prompts import Style
 from jvlmm.data.records import read_examples
-from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError
-from jvlmm.models.config import ModelConfig
-from jvlmm.models.huggingface import load_config
 from jvlmm.recipes.recipe import Run
 from jvlmm.video.budget import PixelOptions
 from jvlmm.video.limits import Limits
@@ -52,6 +45,22 @@ class VisionOptions:
     patch_buckets: tuple[int, ...] = ()  # patches of a batch; (): as many as there are
     fold: bool = False  # all media are of one size: attention needs no gathers
 
+    def decoder(self) -> Decoder:
+        """The decoding processes, as a context manager."""
+        return Decoder(workers=self.workers, limits=self.limits)
+
+    def processor(self, style: Style, max_length: int) -> ProcessorOptions:
+        """What turns examples into sequences of at most `max_length` tokens."""
+        return ProcessorOptions(
+            style=style, frames=self.frames, pixels=self.pixels, max_length=max_length, cache_bytes=self.cache_bytes
+        )
+
+    def batch(self, batch_size: int, length_buckets: tuple[int, ...]) -> BatchOptions:
+        """The static shapes of batches."""
+        return BatchOptions(
+            batch_size=batch_size, length_buckets=length_buckets, patch_buckets=self.patch_buckets, fold=self.fold
+        )
+
 
 def open_source(run: Run, source: Source) -> Concatenation:
     """The examples of one source: random access, in a fixed order."""
@@ -76,31 +85,3 @@ def open_sources(run: Run, sources: tuple[Source, ...]) -> Concatenation:
     if not sources:
         raise ConfigError("no sources: name at least one folder or JSONL file to read examples from")
     return Concatenation([open_source(run, source) for source in sources])
-
-
-def executed(config: ModelConfig, remat: str = "none") -> ModelConfig:
-    """The configuration as this platform runs it best: on CPU unrolled and in float32, elsewhere scanned and in bfloat16."""
-    on_cpu = jax.default_backend() == "cpu"
-    return replace(
-        config,
-        scan_layers=not on_cpu,
-        flatten_tokens=on_cpu,
-        dtype="float32" if on_cpu else "bfloat16",
-        param_dtype="float32",
-        remat=remat,
-    )
-
-
-@contextmanager
-def open_processor(
-    folder: Path, style: Style, vision: VisionOptions, max_length: int, remat: str = "none"
-) -> Iterator[Processor]:
-    """The processor of a model folder, with its decoding processes, which end with the context."""
-    config = executed(load_config(folder), remat)
-    options = ProcessorOptions(
-        style=style, frames=vision.frames, pixels=vision.pixels, max_length=max_length, cache_bytes=vision.cache_bytes
-    )
-    with Decoder(workers=vision.workers, limits=vision.limits) as decoder:
-        yield Processor(ChatTokenizer.from_pretrained(folder), config, options, decoder)
-
-

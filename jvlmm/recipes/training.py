@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 import jax
 
-from jvlmm.data.batch import BatchOptions
 from jvlmm.data.loader import PipelineOptions, make_loader
 from jvlmm.data.processor import Processor
 from jvlmm.data.prompts import Style
-from jvlmm.models.huggingface import load_params, save_checkpoint
+from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.models.execution import for_training
+from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
 from jvlmm.models.qwen2_5_vl import abstract_params
 from jvlmm.recipes.recipe import Run
-from jvlmm.recipes.sources import Source, VisionOptions, open_processor, open_sources
+from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
 from jvlmm.reporting.writers import MetricsWriter
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
@@ -59,13 +60,17 @@ class SFT:
         folder = run.resolve(self.model)
         examples = open_sources(run, self.sources)
         with ExitStack() as stack:
-            opened = open_processor(folder, self.style, self.vision, self.length_buckets[-1], self.remat)
-            processor = stack.enter_context(opened)
+            processor = Processor(
+                ChatTokenizer.from_pretrained(folder),
+                for_training(load_config(folder), jax.default_backend(), self.remat),
+                self.vision.processor(self.style, self.length_buckets[-1]),
+                stack.enter_context(self.vision.decoder()),
+            )
             loader = stack.enter_context(
                 make_loader(
                     examples,
                     processor,
-                    self.batch_options(),
+                    self.vision.batch(self.batch_size, self.length_buckets),
                     run.seed,
                     rejected_path=run.workdir / "rejected.jsonl",
                     pipeline=self.pipeline,
@@ -85,14 +90,6 @@ class SFT:
             rejected = len(loader.rejections.reasons)
         return {"path": f"models/{self.name}", "steps": self.steps, "examples": len(examples), "rejected": rejected}
 
-    def batch_options(self) -> BatchOptions:
-        return BatchOptions(
-            batch_size=self.batch_size,
-            length_buckets=self.length_buckets,
-            patch_buckets=self.vision.patch_buckets,
-            fold=self.vision.fold,
-        )
-
     def fit(self, folder, processor: Processor, loader, writer, checkpoints, progress) -> TrainState:
         """The trained state; continues from the newest checkpoint where there is one."""
         config = processor.config
@@ -101,9 +98,7 @@ class SFT:
         optimizer = make_optimizer(self.optimizer, self.steps, tuple(shapes))
         create = partial(create_state, optimizer=optimizer)
         param_shardings = named_shardings(mesh, self.rules, logical, shapes)
-        shardings = state_shardings(
-            jax.eval_shape(create, shapes), param_shardings, mesh
-        )
+        shardings = state_shardings(jax.eval_shape(create, shapes), param_shardings, mesh)
         params = load_params(folder, config, param_shardings)
         state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
         step = make_train_step(

@@ -1,17 +1,17 @@
 """From a checkpoint folder to answers in one call."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example, Media
+from jvlmm.data.loader import DEFAULT_PIPELINE, PipelineOptions
 from jvlmm.data.processor import Decoder, Processor, ProcessorOptions
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import DataError
-from jvlmm.models.config import ModelConfig
+from jvlmm.models.execution import for_inference
 from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.rollout.generator import Generator, Response
 from jvlmm.rollout.sampling import SamplingOptions
@@ -20,28 +20,22 @@ FREE_QUESTION = ProcessorOptions(style="describe")  # adds no instruction to the
 GREEDY = SamplingOptions()
 
 
-def inference_config(config: ModelConfig) -> ModelConfig:
-    """`config` as this platform decodes it best: on CPU unrolled in float32, elsewhere scanned in bfloat16."""
-    on_cpu = jax.default_backend() == "cpu"
-    dtype = "float32" if on_cpu else "bfloat16"
-    return replace(config, scan_layers=not on_cpu, dtype=dtype, param_dtype=dtype, remat="none")
-
-
 def load_generator(
     model_dir: str | Path,
     decoder: Decoder,
     processor: ProcessorOptions,
     sampling: SamplingOptions,
     batch: BatchOptions,
+    pipeline: PipelineOptions = DEFAULT_PIPELINE,
 ) -> Generator:
     """A generator from a Hugging Face folder: config.json, safetensors and tokenizer files.
 
     Raises CheckpointError, DataError or ConfigError naming what is missing or does not fit.
     """
-    config = inference_config(load_config(model_dir))
+    config = for_inference(load_config(model_dir), jax.default_backend())
     tokenizer = ChatTokenizer.from_pretrained(model_dir)
     ready = Processor(tokenizer, config, processor, decoder)
-    return Generator(load_params(model_dir, config), ready, sampling, batch)
+    return Generator(load_params(model_dir, config), ready, sampling, batch, pipeline)
 
 
 def generate_answer(

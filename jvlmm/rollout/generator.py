@@ -10,15 +10,13 @@ import numpy as np
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example
-from jvlmm.data.loader import PipelineOptions, eval_batches
+from jvlmm.data.loader import DEFAULT_PIPELINE, PipelineOptions, eval_batches
 from jvlmm.data.processor import Processor
 from jvlmm.data.rejections import Rejections
 from jvlmm.data.sequence import Sequence as Prompt
 from jvlmm.errors import DataError, JvlmmError
 from jvlmm.rollout.generate import cut_at_stop, generate
 from jvlmm.rollout.sampling import SamplingOptions, banned_tokens, row_keys
-
-DEFAULT_PIPELINE = PipelineOptions()
 
 
 @dataclass(frozen=True)

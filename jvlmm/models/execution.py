@@ -1,0 +1,29 @@
+"""How a platform runs a model of a given shape best."""
+
+from dataclasses import replace
+from typing import Literal
+
+from jvlmm.models.config import ModelConfig
+
+
+def for_training(config: ModelConfig, platform: str, remat: Literal["none", "dots", "full"] = "none") -> ModelConfig:
+    """`config` with float32 parameters; `platform` as `jax.default_backend()` names it.
+
+    On CPU layers are unrolled and everything is float32, as bfloat16 products are emulated there; elsewhere layers
+    are scanned and products run in bfloat16.
+    """
+    on_cpu = platform == "cpu"
+    return replace(
+        config,
+        scan_layers=not on_cpu,
+        flatten_tokens=on_cpu,
+        dtype="float32" if on_cpu else "bfloat16",
+        param_dtype="float32",
+        remat=remat,
+    )
+
+
+def for_inference(config: ModelConfig, platform: str) -> ModelConfig:
+    """As `for_training`, with parameters kept in the type of the products."""
+    config = for_training(config, platform)
+    return replace(config, param_dtype=config.dtype)
