@@ -1,21 +1,18 @@
 """Checkpoints of transformers in, checkpoints for transformers out, in every layout."""
 
 import dataclasses
-import json
-from pathlib import Path
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from jvlmm.models import qwen2_5_vl
+from jvlmm.models.config import VisionConfig
 from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
 from jvlmm.models.vision_inputs import build_vision_inputs
-from jvlmm.sharding.mesh import MeshOptions, make_mesh
-from jvlmm.sharding.rules import ShardingRules, named_shardings
 
 torch = pytest.importorskip("torch", reason="torch is not installed: parity with transformers is not tested")
 transformers = pytest.importorskip("transformers")
@@ -80,8 +77,8 @@ def visual_inputs():
 def their_logits(model) -> np.ndarray:
     """float32 [L, V] of one row with a video."""
     pixels, tokens = visual_inputs()
-    statistics = load_config_statistics()
-    scaled = (pixels.reshape(-1, 3, 392) / 255 - statistics[0]) / statistics[1]
+    mean, std = (np.reshape(x, (1, 3, 1)) for x in (VisionConfig.image_mean, VisionConfig.image_std))
+    scaled = (pixels.reshape(-1, 3, 392) / 255 - mean) / std
     with torch.no_grad():
         outputs = model(
             input_ids=torch.tensor(tokens, dtype=torch.long),
@@ -90,12 +87,6 @@ def their_logits(model) -> np.ndarray:
             video_grid_thw=torch.tensor([GRID]),
         )
     return outputs.logits[0].float().numpy()
-
-
-def load_config_statistics():
-    mean = np.array([0.48145466, 0.4578275, 0.40821073]).reshape(1, 3, 1)
-    std = np.array([0.26862954, 0.26130258, 0.27577711]).reshape(1, 3, 1)
-    return mean, std
 
 
 def positions() -> np.ndarray:
@@ -110,14 +101,15 @@ def our_logits(params, config) -> np.ndarray:
     visual_index = np.full(tokens.shape, -1, np.int32)
     visual_index[tokens == config.tokens.video] = rows
 
-    @jax.jit
-    def run(params):
-        features = qwen2_5_vl.encode_vision(params, config, vision)
-        segments = jnp.ones(tokens.shape, jnp.int32)
-        hidden = qwen2_5_vl.forward(params, config, tokens, positions(), segments, visual_index, features)
-        return qwen2_5_vl.logits(params, config, hidden)
+    return np.asarray(all_logits(params, config, vision, tokens, positions(), visual_index))[0]
 
-    return np.asarray(run(params))[0]
+
+@partial(jax.jit, static_argnums=1)
+def all_logits(params, config, vision, tokens, positions, visual_index):
+    features = qwen2_5_vl.encode_vision(params, config, vision)
+    segments = jnp.ones(tokens.shape, jnp.int32)
+    hidden = qwen2_5_vl.forward(params, config, tokens, positions, segments, visual_index, features)
+    return qwen2_5_vl.logits(params, config, hidden)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
@@ -125,3 +117,32 @@ def test_logits_of_a_transformers_checkpoint(reference, scan_layers):
     model, folder = reference
     config = dataclasses.replace(load_config(folder), scan_layers=scan_layers)
     np.testing.assert_allclose(our_logits(load_params(folder, config), config), their_logits(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
+def test_what_transformers_saved_comes_back_bit_for_bit(reference, scan_layers, tmp_path):
+    _, folder = reference
+    config = dataclasses.replace(load_config(folder), scan_layers=scan_layers)
+    save_checkpoint(tmp_path / "out", load_params(folder, config), config, dtype="float32", source_dir=folder)
+    ours, theirs = load_file(tmp_path / "out/model.safetensors"), load_file(folder / "model.safetensors")
+    assert set(ours) == set(theirs)
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(ours[key], value, err_msg=key)
+    assert load_config(tmp_path / "out") == load_config(folder)
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 60_000], ids=["single", "sharded"])
+def test_export_opens_in_transformers_with_identical_logits(reference, max_shard_bytes, tmp_path):
+    _, folder = reference
+    config = load_config(folder)
+    params = jax.tree.map(lambda leaf: leaf[::-1], load_params(folder, config))
+    save_checkpoint(tmp_path / "out", params, config, dtype="float32", max_shard_bytes=max_shard_bytes)
+    assert (tmp_path / "out/model.safetensors.index.json").exists() == (max_shard_bytes < 10**9)
+    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", output_loading_info=True, dtype=torch.float32
+    )
+    assert isinstance(model, transformers.Qwen2_5_VLForConditionalGeneration)
+    assert not any(info.values()), info
+    assert model.config.tie_word_embeddings == config.text.tie_word_embeddings
+    assert model.generation_config.eos_token_id == list(config.tokens.eos)
+    np.testing.assert_allclose(our_logits(params, config), their_logits(model.eval()), atol=1e-4)

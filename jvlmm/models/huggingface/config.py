@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2_5_VLConfig
 
 from jvlmm.errors import CheckpointError
@@ -36,7 +37,7 @@ def load_config(directory: str | Path) -> ModelConfig:
             text=_text_config(config),
             tokens=_special_tokens(config, _optional_json(directory / "generation_config.json")),
         )
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
         message = " ".join(str(error).split())
         raise CheckpointError(f"{directory / 'config.json'}: not a usable {MODEL_TYPE} config: {message}") from error
 
