@@ -60,13 +60,13 @@ def generate(
     """
     bucket = max(_SMALLEST_BUCKET, 1 << (options.max_tokens - 1).bit_length())
     static = replace(options, max_tokens=bucket, stop=(), seed=0)  # what is traced depends on nothing else
-    state = _prefill(params, config, batch, static, keys, banned)
+    state = start(params, config, batch, static, keys, banned)
     if options.stop:
         if decode is None:
             raise ValueError("stop strings need `decode`")
         state = _decode_to_stop(params, config, state, static, banned, options, decode)
     else:
-        state = _decode(params, config, state, static, banned, options.max_tokens)
+        state = decode_until(params, config, state, static, banned, options.max_tokens)
     tokens, log_probs, lengths, finished = jax.device_get(
         (state.tokens, state.log_probs, state.lengths, state.finished)
     )
@@ -80,7 +80,7 @@ def generate(
 
 
 @partial(jax.jit, static_argnames=("config", "options"))
-def _prefill(params, config: ModelConfig, batch: Batch, options: SamplingOptions, keys, banned) -> DecodeState:
+def start(params, config: ModelConfig, batch: Batch, options: SamplingOptions, keys, banned) -> DecodeState:
     """Run the prompts and draw the first token of each row."""
     rows, length = batch.tokens.shape
     features = None if batch.vision is None else qwen2_5_vl.encode_vision(params, config, batch.vision)
@@ -127,7 +127,9 @@ def _draw(params, config: ModelConfig, state: DecodeState, hidden, options, bann
 
 
 @partial(jax.jit, static_argnames=("config", "options"), donate_argnames=("state",))
-def _decode(params, config: ModelConfig, state: DecodeState, options: SamplingOptions, banned, until) -> DecodeState:
+def decode_until(
+    params, config: ModelConfig, state: DecodeState, options: SamplingOptions, banned, until
+) -> DecodeState:
     """Decode until every row is finished or `until` columns (int32 scalar) are written."""
 
     def unfinished(state: DecodeState) -> jax.Array:
@@ -160,7 +162,7 @@ def _decode_to_stop(params, config, state: DecodeState, static, banned, options,
         if finished.all() or step >= options.max_tokens:
             return state
         seen, step = lengths, min(step + STOP_CHECK_INTERVAL, options.max_tokens)
-        state = _decode(params, config, state, static, banned, step)
+        state = decode_until(params, config, state, static, banned, step)
 
 
 def _length_at_stop(tokens: np.ndarray, seen: int, stop: Sequence[str], decode) -> int | None:

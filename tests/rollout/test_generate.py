@@ -161,7 +161,7 @@ def test_lengths_and_seeds_of_one_bucket_share_a_program(params, without_eos, ba
         generate(params, without_eos, batch, SamplingOptions(**options), row_keys(0, range(4)), banned)
 
     run(max_tokens=33)
-    compiled = module._prefill._cache_size(), module._decode._cache_size()
+    compiled = module.start._cache_size(), module.decode_until._cache_size()
     run(max_tokens=64, seed=4)
     run(max_tokens=50)
-    assert (module._prefill._cache_size(), module._decode._cache_size()) == compiled
+    assert (module.start._cache_size(), module.decode_until._cache_size()) == compiled

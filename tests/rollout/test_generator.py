@@ -78,9 +78,9 @@ def test_no_examples_no_responses(generator):
 
 def test_short_batches_compile_nothing_new(generator):
     generator.generate([ask(i, "1.mp4") for i in range(3)])
-    compiled = programs._prefill._cache_size(), programs._decode._cache_size()
+    compiled = programs.start._cache_size(), programs.decode_until._cache_size()
     generator.generate([ask(i, "2.mp4") for i in range(4)])
-    assert (programs._prefill._cache_size(), programs._decode._cache_size()) == compiled
+    assert (programs.start._cache_size(), programs.decode_until._cache_size()) == compiled
 
 
 def test_text_ends_before_the_stop_string(params, processor, generator):
