@@ -31,6 +31,7 @@ class Source:
     question_types: tuple[str, ...] = ()  # () takes all
     limit: int | None = None
     repeat: int = 1
+    name: str = ""  # for overrides such as sft.sources.NAME.path=…
 
 
 @dataclass(frozen=True)
