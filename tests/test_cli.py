@@ -2,16 +2,18 @@
 
 import argparse
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from jvlmm.cli import main as cli
 from jvlmm.errors import ConfigError
 
+PATIENCE = 300  # seconds, for a loaded machine
 VERBS = (
     "run",
     "eval",
@@ -26,7 +28,7 @@ VERBS = (
 
 
 def command(*arguments: str, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([*entry(), *arguments], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run([*entry(), *arguments], capture_output=True, text=True, timeout=PATIENCE, **options)
 
 
 def entry() -> list[str]:
@@ -58,8 +60,6 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
 
 def test_examples_in_help_parse():
     """The example of each verb is a command line the parser takes."""
-    import shlex
-
     for verb in VERBS:
         parser = cli.build_parser()
         for name in verb.split():
@@ -120,6 +120,22 @@ def test_json_is_one_object_on_the_last_line(recipe, capsys):
     assert json.loads(lines[-1]) == {"workdir": "d", "evaluations": {}, "overrides": ["x=1"]}
 
 
+def test_run_prints_what_changed_and_where_everything_lies(recipe, capsys):
+    def run_recipe(*_):
+        evaluations = {
+            "before": {"accuracy": {"overall": 0.25}, "tiou": 0.1, "box_iou": None},
+            "after": {"accuracy": {"overall": 0.75}, "tiou": 0.6, "box_iou": None},
+        }
+        return {"workdir": "runs/x", "evaluations": evaluations, "stages": {"sft": {"path": "models/sft"}, "seen": {}}}
+
+    recipe(run_recipe)
+    assert cli.main(["run", "a.py"]) == 0
+    printed = capsys.readouterr().out
+    assert "0.250" in printed and "0.750" in printed and "+0.500" in printed
+    assert "mean tiou" in printed and "box_iou" not in printed
+    assert "runs/x/models/sft" in printed
+
+
 def test_an_error_for_the_user_is_one_line(recipe, capsys):
     def fail(*_):
         raise ConfigError("steps=-1: must be positive;\n  set steps=10")
@@ -162,13 +178,13 @@ def test_interrupt_exits_with_130(recipe, capsys):
 def test_a_closed_pipe_is_quiet():
     program = (
         "import sys, jvlmm.recipes.runner as runner, jvlmm.cli.main as cli\n"
-        "runner.run_recipe = lambda *_: {'workdir': 'x' * 100_000}\n"
+        "runner.run_recipe = lambda *_: {'workdir': 'x' * 100_000, 'evaluations': {}, 'stages': {}}\n"
         "sys.exit(cli.main(['run', 'a.py']))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=PATIENCE) == 141
 
 
 def test_sigterm_closes_what_is_open_and_exits_with_143(tmp_path):
@@ -186,20 +202,19 @@ def test_sigterm_closes_what_is_open_and_exits_with_143(tmp_path):
     process = subprocess.Popen([*entry(), "run", str(config)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 143
+    assert process.wait(timeout=PATIENCE) == 143
     assert marker.exists()
 
 
 def test_help_is_fast_and_leaves_jax_alone():
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        done = command("--help")
-        best = min(best, time.perf_counter() - start)
-        assert done.returncode == 0
+    """In seconds of processor time, so that a loaded machine does not decide; alone on one it takes 0.1 s."""
+    before = os.times()
+    assert command("--help").returncode == 0
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 1.0
     check = "import sys; import jvlmm.cli.main as m; m.build_parser(); sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
-    assert best < 1.0  # alone on a machine it takes 0.1 s
+    assert subprocess.run([sys.executable, "-c", check], timeout=PATIENCE).returncode == 0
 
 
 def test_a_missing_configuration_is_one_line():

@@ -18,12 +18,14 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--preset", default="small", help="shape of the model (default: small)")
     parser.add_argument("--against", choices=["transformers"], default="transformers", help="the other implementation")
+    parser.add_argument("--threads", type=int, default=2, help="processor cores of each side (default: 2)")
+    parser.add_argument("--rounds", type=int, default=7, help="times each measure is taken (default: 7)")
 
 
 def bench_model(args: argparse.Namespace) -> Result:
     from jvlmm.bench.model import run
 
-    return run(preset=args.preset, against=args.against)
+    return run(args.preset, args.against, threads=args.threads, rounds=args.rounds)
 
 
 def show(result: Result) -> None:

@@ -91,14 +91,16 @@ def check_file(args: argparse.Namespace) -> Result:
 
     if args.model is None:
         return data_check(args.file)
-    from pathlib import Path
-
     from jvlmm.cli.pixels import checkpoint_pixels
-    from jvlmm.recipes.sources import VisionOptions, open_processor
+    from jvlmm.data.processor import Processor, ProcessorOptions
+    from jvlmm.data.tokenizer import ChatTokenizer
+    from jvlmm.models.huggingface import load_config
+    from jvlmm.video.workers import Decoder
 
-    vision = VisionOptions(pixels=checkpoint_pixels(args.model), workers=2)
-    with open_processor(Path(args.model), "think", vision, args.max_length) as processor:
-        return data_check(args.file, processor)
+    options = ProcessorOptions(style="think", pixels=checkpoint_pixels(args.model), max_length=args.max_length)
+    config, tokenizer = load_config(args.model), ChatTokenizer.from_pretrained(args.model)
+    with Decoder(workers=2) as decoder:
+        return data_check(args.file, Processor(tokenizer, config, options, decoder))
 
 
 def show_check(result: Result) -> None:

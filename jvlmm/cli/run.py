@@ -1,7 +1,6 @@
 """`jvlmm run`: a recipe over one run directory."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from jvlmm.cli.verb import Result, add_overrides, add_verb
@@ -30,16 +29,15 @@ def run(args: argparse.Namespace) -> Result:
 def show(result: Result) -> None:
     from jvlmm.reporting.tables import compare, text_table
 
-    titles = {"tiou": "mean tIoU of spans", "box_iou": "mean IoU of boxes", "format_rate": "in the asked format"}
-    columns = {
-        stage: {
-            **figures["accuracy"],
-            **{title: figures[name] for name, title in titles.items() if figures.get(name) is not None},
-        }
-        for stage, figures in result["evaluations"].items()
-    }
-    if columns:
-        print(text_table(*compare(columns)))
+    if result["evaluations"]:
+        print(text_table(*compare({name: figures_of(stage) for name, stage in result["evaluations"].items()})))
     for name, stage in result["stages"].items():
-        print(f"{name}: {Path(result['workdir']) / stage['path']}  ({stage['seconds']} s)")
+        if "path" in stage:
+            print(f"{name + ':':<12} {result['workdir']}/{stage['path']}")
     print(f"everything lies in {result['workdir']}")
+
+
+def figures_of(evaluation: Result) -> dict[str, float]:
+    """Accuracies by group, and the mean IoUs where there are any."""
+    ious = {f"mean {name}": evaluation.get(name) for name in ("tiou", "box_iou")}
+    return {**evaluation["accuracy"], **{name: value for name, value in ious.items() if value is not None}}
