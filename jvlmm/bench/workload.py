@@ -21,8 +21,8 @@ class Workload:
     frames: int = 8
     height: int = 280
     width: int = 392
-    text_tokens: tuple[int, ...] = (80, 56)  # of each row, the clip apart
-    answer_tokens: int = 32  # the last of them, which carry loss
+    text_tokens: tuple[int, ...] = (96, 72)  # of each row, the clip apart
+    answer_tokens: int = 48  # the last of them, which carry loss
     new_tokens: int = 64  # decoded from the cache
 
     def grid(self, config: ModelConfig) -> tuple[int, int, int]:

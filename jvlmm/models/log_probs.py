@@ -16,31 +16,77 @@ def target_log_probs(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> 
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def tiled_log_probs(hidden: jax.Array, head: jax.Array, targets: jax.Array, tile: int) -> jax.Array:
+def tiled_log_probs(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, tile: int, mask: jax.Array | None = None
+) -> jax.Array:
     """`target_log_probs` in tiles of tokens, forward and backward.
 
     Tiles run along the length, so that a batch axis sharded over devices stays sharded inside each tile. The
-    backward pass computes a tile's logits again.
+    backward pass computes a tile's logits again. A tile in which nothing is wanted costs nothing.
 
     Args:
         hidden: [B, L, D].
         head: [V, D].
         targets: int32 [B, L], each in [0, V).
         tile: tokens of the batch whose logits exist at one time; at least one position of every row.
+        mask: bool [B, L], the tokens that are wanted; None wants all.
 
     Returns:
-        float32 [B, L].
+        float32 [B, L]; what is not wanted may be 0 and has no gradient.
     """
     batch, length = targets.shape
-    span = max(1, min(length, tile // batch))
-    tiles = -(-length // span)
-    if tiles == 1:
-        return target_log_probs(hidden, head, targets)
+    tiles = -(-length // max(1, min(length, tile // batch)))
+    span = -(-length // tiles)  # as even as can be: the last tile is padded to it
+    mask = jnp.ones(targets.shape, bool) if mask is None else mask
 
     def split(x):
         widths = [(0, 0), (0, tiles * span - length)] + [(0, 0)] * (x.ndim - 2)
         return jnp.pad(x, widths).reshape(batch, tiles, span, *x.shape[2:]).swapaxes(0, 1)
 
-    one = jax.checkpoint(lambda pair: target_log_probs(pair[0], head, pair[1]))
-    log_probs = jax.lax.map(one, (split(hidden), split(targets)))  # [tiles, B, span]
+    log_probs = _over_tiles(split(hidden), head, split(targets), split(mask))  # [tiles, B, span]
     return log_probs.swapaxes(0, 1).reshape(batch, tiles * span)[:, :length]
+
+
+@jax.custom_vjp
+def _over_tiles(hidden, head, targets, mask):
+    """float32 [tiles, B, span] of hidden [tiles, B, span, D]; 0 in tiles without a wanted token."""
+
+    def one(tile):
+        hidden, targets, mask = tile
+        return jax.lax.cond(
+            jnp.any(mask),
+            lambda: jnp.where(mask, target_log_probs(hidden, head, targets), 0.0),
+            lambda: jnp.zeros(targets.shape, jnp.float32),
+        )
+
+    return jax.lax.map(one, (hidden, targets, mask))
+
+
+def _over_tiles_forward(hidden, head, targets, mask):
+    return _over_tiles(hidden, head, targets, mask), (hidden, head, targets, mask)
+
+
+def _over_tiles_backward(residuals, gradient):
+    """d log p(target) / d logits = [v = target] - p(v). The head's gradient adds up in one buffer."""
+    hidden, head, targets, mask = residuals
+
+    def one(head_gradient, tile):
+        hidden, targets, mask, gradient = tile
+
+        def wanted(head_gradient):
+            probabilities = jax.nn.softmax(project(hidden, head), axis=-1)
+            chosen = jnp.arange(len(head)) == targets[..., None]
+            of_logits = jnp.where(mask, gradient, 0.0)[..., None] * (chosen - probabilities)
+            of_logits = of_logits.astype(hidden.dtype)
+            of_head = jnp.einsum("bsv,bsd->vd", of_logits, hidden, preferred_element_type=jnp.float32)
+            of_hidden = jnp.einsum("bsv,vd->bsd", of_logits, head.astype(hidden.dtype))
+            return head_gradient + of_head, of_hidden
+
+        return jax.lax.cond(jnp.any(mask), wanted, lambda kept: (kept, jnp.zeros_like(hidden)), head_gradient)
+
+    start = jnp.zeros(head.shape, jnp.float32)
+    of_head, of_hidden = jax.lax.scan(one, start, (hidden, targets, mask, gradient))
+    return of_hidden, of_head.astype(head.dtype), None, None
+
+
+_over_tiles.defvjp(_over_tiles_forward, _over_tiles_backward)

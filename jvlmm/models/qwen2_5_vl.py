@@ -166,10 +166,18 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 
 
 def token_log_probs(
-    params: Params, config: ModelConfig, hidden: jax.Array, targets: jax.Array, tile: int = 1024
+    params: Params,
+    config: ModelConfig,
+    hidden: jax.Array,
+    targets: jax.Array,
+    tile: int = 512,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
-    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D], `tile` tokens at a time."""
-    return tiled_log_probs(hidden.astype(config.dtype), output_head(params), targets, tile)
+    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D], `tile` tokens at a time.
+
+    Tiles without a token of `mask` bool [B, L] are skipped; what the mask excludes may be 0 and has no gradient.
+    """
+    return tiled_log_probs(hidden.astype(config.dtype), output_head(params), targets, tile, mask)
 
 
 def output_head(params: Params) -> jax.Array:

@@ -102,7 +102,7 @@ class SFT:
         params = load_params(folder, config, param_shardings)
         state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
         step = make_train_step(
-            make_sft_loss(config, tile=1024), optimizer, shardings, batch_placement(mesh, self.rules, self.batch_size)
+            make_sft_loss(config), optimizer, shardings, batch_placement(mesh, self.rules, self.batch_size)
         )
         options = FitOptions(
             total_steps=self.steps,

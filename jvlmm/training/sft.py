@@ -12,17 +12,18 @@ from jvlmm.objectives.sft import sft_loss
 from jvlmm.training.step import LossFn
 
 
-def make_sft_loss(config: ModelConfig, tile: int = 1024) -> LossFn:
+def make_sft_loss(config: ModelConfig, tile: int = 512) -> LossFn:
     """Loss function for `make_train_step`.
 
-    `tile` is the number of tokens whose logits exist at a time; [B, L, V] never does.
+    `tile` is the number of tokens whose logits exist at a time; [B, L, V] never does. Stretches of the batch in
+    which no token carries loss, such as those of visual tokens, never meet the output head.
     """
 
     def loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         features = None if batch.vision is None else encode_vision(params, config, batch.vision)
         hidden = forward(params, config, batch.tokens, batch.positions, batch.segment_ids, batch.visual_index, features)
         targets, mask = next_token_targets(batch.tokens, batch.segment_ids, batch.loss_mask)
-        log_probs = token_log_probs(params, config, hidden, targets, tile)
+        log_probs = token_log_probs(params, config, hidden, targets, tile, mask)
         total, count = sft_loss(log_probs, mask)
         return total, count, {"tokens": jnp.sum(batch.segment_ids > 0)}
 
