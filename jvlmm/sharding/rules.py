@@ -35,9 +35,8 @@ class ShardingRules:
     vision_head_dim: MeshAxes = ()
     vision_mlp: MeshAxes = ("tensor",)
     vision_merged: MeshAxes = ("fsdp",)
-    # First dimension of batches and of flat vision patches.
+    # First dimension of batches, and of their flat vision patches.
     batch: MeshAxes = ("data", "fsdp")
-    patches: MeshAxes = ("data", "fsdp")
 
 
 def partition_spec(rules: ShardingRules, axes: Sequence[str | None]) -> PartitionSpec:
@@ -75,13 +74,8 @@ def named_shardings(mesh: Mesh, rules: ShardingRules, logical_tree: Any, shapes:
 
 
 def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
-    """Sharding of any array whose first dimension is the batch; the other dimensions are not split."""
+    """Sharding of any array whose first dimension is the batch, or the patches of a batch; the others are whole."""
     return _checked(mesh, rules, "batch", ("batch",), None)
-
-
-def patch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
-    """Sharding of any array whose first dimension counts vision patches, such as pixels [N, 1176]."""
-    return _checked(mesh, rules, "patches", ("patches",), None)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jvlmm.config import apply_overrides
 from jvlmm.errors import ConfigError
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
-from jvlmm.sharding.rules import ShardingRules, batch_sharding, named_shardings, partition_spec, patch_sharding
+from jvlmm.sharding.rules import ShardingRules, batch_sharding, named_shardings, partition_spec
 
 needs_eight = pytest.mark.skipif(
     jax.device_count() < 8, reason=f"needs 8 (simulated) devices, there are {jax.device_count()}"
@@ -74,8 +74,6 @@ def test_named_shardings_place_every_leaf():
     assert placed["stack"][0].is_fully_replicated
     batch = jax.device_put(np.zeros((8, 5)), batch_sharding(mesh, ShardingRules()))
     assert batch.addressable_shards[0].data.shape == (2, 5)
-    pixels = jax.device_put(np.zeros((16, 7)), patch_sharding(mesh, ShardingRules()))
-    assert pixels.addressable_shards[0].data.shape == (4, 7)
 
 
 @needs_eight

@@ -11,7 +11,7 @@ from jvlmm.models import qwen2_5_vl
 from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
 from jvlmm.models.vision_inputs import build_vision_inputs
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
-from jvlmm.sharding.rules import ShardingRules, batch_sharding, named_shardings, patch_sharding, replicated
+from jvlmm.sharding.rules import ShardingRules, batch_sharding, named_shardings, replicated
 
 needs_eight = pytest.mark.skipif(
     jax.device_count() < 8, reason=f"needs 8 (simulated) devices, there are {jax.device_count()}"
@@ -83,7 +83,7 @@ def test_sharded_loss_and_gradients_equal_unsharded(unsharded, options, scan_lay
     params = jax.device_put(params, shardings)
     text, vision = make_batch()
     vision = jax.device_put(vision, replicated(mesh)).replace(
-        pixels=jax.device_put(vision.pixels, patch_sharding(mesh, rules))
+        pixels=jax.device_put(vision.pixels, batch_sharding(mesh, rules))
     )
     text = jax.device_put(text, batch_sharding(mesh, rules))
     step = jax.jit(jax.value_and_grad(mean_loss), static_argnums=1, out_shardings=(replicated(mesh), shardings))
