@@ -18,6 +18,7 @@ NOT_IMPORTED = {
     "importlib_resources": "tensorflow-datasets imports it without declaring it",
     "jinja2": "transformers renders chat templates with it",
 }
+WITH_JAX = {"jaxlib", "ml-dtypes"}  # jax cannot be installed without them
 
 
 def relative(path: Path) -> str:
@@ -104,16 +105,19 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     extras = project["optional-dependencies"]
     needed = declared(project["dependencies"])
     imported = distributions({name for path in MODULES for name in third_party_imports(path)})
-    optional = declared(extras["wandb"]) | {"torch"}  # the benchmarks measure against PyTorch where it is installed
+    optional = declared(extras["wandb"]) | {
+        "torch",
+        *WITH_JAX,
+    }  # the benchmarks measure against PyTorch where it is installed
     assert imported - needed - optional == set(), "imported and not declared"
-    bound_elsewhere = {normalise(name) for name in NOT_IMPORTED} | {"jaxlib"}
+    bound_elsewhere = {normalise(name) for name in NOT_IMPORTED}
     assert needed - imported - bound_elsewhere == set(), "declared and not imported"
 
 
 def test_tests_import_only_what_the_test_extra_installs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    available = declared(project["dependencies"] + extras["test-without-torch"]) | {"torch", "jaxlib"}
+    available = declared(project["dependencies"] + extras["test-without-torch"]) | {"torch", *WITH_JAX}
     imported = {name for path in (ROOT / "tests").rglob("*.py") for name in third_party_imports(path)}
     local = {path.stem for path in (ROOT / "tests").rglob("*.py")}
     assert distributions(imported - local) - available == set()
