@@ -50,7 +50,7 @@ def recipe() -> Recipe:
                 model="stage:new",
                 sources=(Source("stage:data", view="captions"), Source("stage:data", view="answer")),
                 style="direct",
-                steps=1800,
+                steps=1250,
                 batch_size=48,
                 length_buckets=(96, 128, 192, 320),
                 vision=VISION,
