@@ -231,12 +231,12 @@ def status(key):
 
 config = ModelConfig(
     vision=VisionConfig(depth=1, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=512),
-    text=TextConfig(vocab_size=4096, hidden_size=512, intermediate_size=2048, num_layers=48, num_heads=8,
+    text=TextConfig(vocab_size=4096, hidden_size=512, intermediate_size=2048, num_layers=24, num_heads=8,
                     num_kv_heads=2, mrope_section=(8, 12, 12)),
     scan_layers=True)
 shapes, logical = qwen2_5_vl.abstract_params(config)
 zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, ml_dtypes.bfloat16), shapes)
-save_checkpoint(sys.argv[1], zeros, config, max_shard_bytes=192 * 2**20)
+save_checkpoint(sys.argv[1], zeros, config, max_shard_bytes=120 * 2**20)
 del zeros
 shardings = named_shardings(make_mesh(MeshOptions(data=1, fsdp=4)), ShardingRules(), logical, shapes)
 gc.collect()
@@ -251,9 +251,9 @@ print(json.dumps({"beyond_the_arrays": status("VmHWM") - before - arrays, "array
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to measure peak memory")
 def test_peak_host_memory_stays_below_the_largest_file(tmp_path):
-    """bf16 files of 192 MiB into float32 arrays over 4 devices: at most 1.3 files beyond the arrays themselves."""
+    """bf16 files of 120 MiB into float32 arrays over 4 devices: at most 1.3 files beyond the arrays themselves."""
     command = [sys.executable, "-c", MEMORY_PROGRAM, str(tmp_path / "checkpoint")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout.splitlines()[-1])
     sizes = [path.stat().st_size for path in (tmp_path / "checkpoint").glob("*.safetensors")]
