@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-_MASKED = -1e30  # finite, so that a row which may attend to nothing has a uniform softmax and no NaN
+_MASKED = -1e30
+_LOWEST_PEAK = -1e20  # so that a row which may attend to nothing weighs every key exp(-1e30 + 1e20) = 0
 _DENSE_SCORES = 2048 * 2048  # larger score matrices per head are computed in tiles of queries
+_CAUSAL_PIECE = 192  # queries that share one horizon of keys …
+_CAUSAL_PIECES = 8  # … but no more pieces than this, to keep programs small
 
 
 def attend(
@@ -17,7 +20,8 @@ def attend(
 ) -> jax.Array:
     """Softmax attention with grouped key/value heads, which are never repeated in memory.
 
-    A query attends to the keys of its own segment; segment 0 is padding and is attended by nothing.
+    A query attends to the keys of its own segment; segment 0 is padding and is attended by nothing. A query that may
+    attend to nothing gives zeros.
 
     Args:
         query: [B, H, L, head_dim].
@@ -29,27 +33,28 @@ def attend(
     Returns:
         [B, L, H, head_dim] of value's dtype; scores and softmax are float32.
     """
+    if not causal:
+        return _attend_rows(query, key, value, query_segments, key_segments, None)
     length = query.shape[2]
+    pieces = min(_CAUSAL_PIECES, -(-length // _CAUSAL_PIECE))
+    span = -(-length // pieces)
+    mixed = []
+    for start in range(0, length, span):  # no piece meets the keys after its last query
+        end = min(start + span, length)
+        segments = (None, None)
+        if query_segments is not None:
+            segments = (query_segments[:, start:end], key_segments[:, :end])
+        horizon = key[:, :, :end], value[:, :, :end]
+        mixed.append(_attend_rows(query[:, :, start:end], *horizon, *segments, jnp.arange(start, end)))
+    return jnp.concatenate(mixed, axis=1)
+
+
+def _attend_rows(query, key, value, query_segments, key_segments, offsets):
+    """`attend` at once or in tiles; `offsets` int32 [L] are the queries' own places when causal."""
     tile = max(1, _DENSE_SCORES // key.shape[2])
-    offsets = jnp.arange(length) if causal else None
-    if length <= tile:
-        return _attend_dense(query, key, value, query_segments, key_segments, offsets)
+    if query.shape[2] <= tile:
+        return _attend_dense(query, key, value, _mask(query_segments, key_segments, offsets, key.shape[2]))
     return _attend_tiled(query, key, value, query_segments, key_segments, offsets, tile)
-
-
-def _attend_dense(query, key, value, query_segments, key_segments, offsets):
-    """`attend` with all scores at once; `offsets` int32 [L] are the queries' own places when causal."""
-    batch, heads, length, head_dim = query.shape
-    kv_heads, keys = key.shape[1:3]
-    query = (query * head_dim**-0.5).reshape(batch, kv_heads, -1, head_dim)  # rows: (query head of the group, place)
-    scores = jnp.einsum("bkrd,bktd->bkrt", query, key, preferred_element_type=jnp.float32)
-    mask = _mask(query_segments, key_segments, offsets, keys)
-    if mask is not None:
-        scores = scores.reshape(batch, kv_heads, -1, length, keys)
-        scores = jnp.where(mask[:, None, None], scores, _MASKED).reshape(batch, kv_heads, -1, keys)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bkrt,bktd->bkrd", weights, value)
-    return mixed.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
 
 
 def _mask(query_segments, key_segments, offsets, keys):
@@ -64,8 +69,60 @@ def _mask(query_segments, key_segments, offsets, keys):
     return mask
 
 
+@jax.custom_vjp
+def _attend_dense(query, key, value, mask):
+    """`attend` with all scores at once, under a mask bool [B or 1, L, T].
+
+    The backward pass computes the weights again from each row's peak and total (FlashAttention, Dao et al. 2022), so
+    that no array of scores outlives its layer.
+    """
+    return _attend_dense_forward(query, key, value, mask)[0]
+
+
+def _attend_dense_forward(query, key, value, mask):
+    scores = _scores(_rows(query, key), key, mask)
+    peak = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), _LOWEST_PEAK)
+    weights = jnp.exp(scores - peak)
+    total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
+    mixed = jnp.einsum("bkrt,bktd->bkrd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    mixed = (mixed / total).astype(value.dtype)
+    return mixed.reshape(query.shape).swapaxes(1, 2), (query, key, value, mask, mixed, peak, total)
+
+
+def _attend_dense_backward(residuals, gradient):
+    query, key, value, mask, mixed, peak, total = residuals
+    rows = _rows(query, key)
+    gradient = gradient.swapaxes(1, 2).reshape(rows.shape)
+    weights = jnp.exp(_scores(rows, key, mask) - peak) / total
+    of_value = jnp.einsum("bkrt,bkrd->bktd", weights.astype(value.dtype), gradient)
+    of_weights = jnp.einsum("bkrd,bktd->bkrt", gradient, value, preferred_element_type=jnp.float32)
+    mean = jnp.sum(gradient.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
+    of_scores = (weights * (of_weights - mean)).astype(key.dtype)
+    of_rows = jnp.einsum("bkrt,bktd->bkrd", of_scores, key) * query.shape[-1] ** -0.5
+    of_key = jnp.einsum("bkrt,bkrd->bktd", of_scores, rows)
+    return of_rows.reshape(query.shape), of_key, of_value, None
+
+
+_attend_dense.defvjp(_attend_dense_forward, _attend_dense_backward)
+
+
+def _rows(query, key):
+    """Scaled queries [B, H_kv, R, head_dim]: a row is (query head of the group, place)."""
+    batch, kv_heads, _, head_dim = key.shape
+    return (query * head_dim**-0.5).reshape(batch, kv_heads, -1, head_dim)
+
+
+def _scores(rows, key, mask):
+    """float32 [B, H_kv, R, T]."""
+    scores = jnp.einsum("bkrd,bktd->bkrt", rows, key, preferred_element_type=jnp.float32)
+    if mask is None:
+        return scores
+    by_place = scores.reshape(*scores.shape[:2], -1, *mask.shape[1:])
+    return jnp.where(mask[:, None, None], by_place, _MASKED).reshape(scores.shape)
+
+
 def _attend_tiled(query, key, value, query_segments, key_segments, offsets, tile):
-    """`attend` over tiles of queries, recomputed in the backward pass: memory is [B, H, tile, T]."""
+    """`attend` over tiles of queries, one at a time also in the backward pass: memory is [B, H, tile, T]."""
     length = query.shape[2]
     tiles = -(-length // tile)
 
@@ -79,7 +136,8 @@ def _attend_tiled(query, key, value, query_segments, key_segments, offsets, tile
 
     @jax.checkpoint
     def one(tile_of):
-        return _attend_dense(tile_of[0], key, value, tile_of[1], key_segments, tile_of[2])
+        query, segments, offsets = tile_of
+        return _attend_dense(query, key, value, _mask(segments, key_segments, offsets, key.shape[2]))
 
     mixed = jax.lax.map(one, (split(query, 2), split(query_segments, 1), split(offsets, 0)))
     mixed = jnp.moveaxis(mixed, 0, 1)  # [B, tiles, tile, H, head_dim]
