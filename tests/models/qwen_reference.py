@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
+from jvlmm.models.qwen2_5_vl import abstract_params
 from jvlmm.models.vision_inputs import build_vision_inputs
 
 VOCAB = 200
@@ -90,6 +92,18 @@ def make_batch(config: ModelConfig, rows, seed: int = 0, pad_to: int = 0) -> Mix
         batch[0][i, : len(tokens)], batch[1][i, : len(tokens)] = tokens, 1
         visual_index[i, : len(tokens)] = index
     return MixedBatch(*batch, visual_index, visuals, pixels)
+
+
+def random_params(config: ModelConfig, seed: int = 0) -> dict:
+    """Our parameter tree filled with NumPy noise, norms around 1: nothing needs to be compiled."""
+    rng = np.random.default_rng(seed)
+    shapes, _ = abstract_params(config)
+
+    def fill(path, leaf):
+        noise = 0.1 * rng.normal(size=leaf.shape)
+        return jnp.asarray(noise + (path[-1].key == "scale"), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def torch_model(config: ModelConfig, seed: int = 0):
