@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from collections.abc import Sequence as Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import flax.struct
 import numpy as np
@@ -122,8 +122,9 @@ def _vision(
         raise DataError(
             f"{total} patches in one batch exceed the largest of batch.patch_buckets={sizes}; add a larger bucket"
         )
-    if not sizes and options.fold:  # equal rows: as many patches as a full batch has, also when it comes short
-        sizes = (max(total, options.batch_size * sequences[0].num_patches),)
+    if not sizes and options.fold:  # equal rows: blank ones fill a batch that comes short
+        blank = [replace(p, pixels=np.zeros_like(p.pixels)) for p in sequences[0].patches]
+        patches += blank * (options.batch_size - len(sequences))
     buckets = VisionBuckets(sizes, options.frame_patches) if sizes else None
     vision, rows = build_vision_inputs(
         [p.pixels for p in patches], [p.grid for p in patches], config.vision, buckets, options.fold

@@ -1,7 +1,8 @@
 """Ask every example, score every answer, write every prediction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from jvlmm.data.example import Example
@@ -20,12 +21,14 @@ def evaluate(
     examples: Sequence[Example],
     predictions_path: str | Path,
     protocol: Protocol = "direct",
+    unusable: Mapping[str, str] = MappingProxyType({}),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Figures of `summarize` with a `manifest`; predictions go to `predictions_path` in the order of `examples`.
 
     `direct` scores the answer wherever it stands; under `think` an answer counts only inside
-    `<think>…</think><answer>…</answer>`. A row that cannot be asked or scored is wrong, and listed with its reason.
+    `<think>…</think><answer>…</answer>`. A row that cannot be asked or scored is wrong, and listed with its reason;
+    so are the rows of `unusable` (id → reason), of which no example could be made: their type is `unusable`.
     `on_progress` is told (rows done, rows in all). Raises DataError where the predictions cannot be written.
     """
     if protocol not in get_args(Protocol):
@@ -37,6 +40,10 @@ def evaluate(
             writer.write(row, predictions[row])
             if on_progress:
                 on_progress(len(predictions), len(examples))
+        for row, (name, reason) in enumerate(unusable.items(), start=len(examples)):
+            nothing = Example(name, "", "", "text", question_type="unusable")
+            predictions[row] = predict(nothing, Response(name, error=reason), protocol)
+            writer.write(row, predictions[row])
     figures = summarize([predictions[row] for row in sorted(predictions)])
     return {**figures, "protocol": protocol, "manifest": manifest_entry(generator, protocol)}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jvlmm.models.config import ModelConfig
 
-_KERNEL_INIT = nn.initializers.normal(0.02)
+_KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 def linear(config: ModelConfig, features, names: tuple[str, ...], bias: bool, axis=-1, name: str | None = None):

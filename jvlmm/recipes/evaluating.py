@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jvlmm.data.loader import PipelineOptions
+from jvlmm.data.rejections import Rejections
 from jvlmm.evaluation.evaluate import Protocol, evaluate
 from jvlmm.recipes.recipe import Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
@@ -29,6 +30,8 @@ class Evaluate:
     def run(self, run: Run) -> dict[str, Any]:
         folder = run.resolve(self.model)
         predictions = f"predictions/{self.name}.jsonl"
+        rejections = Rejections(None)
+        examples = open_sources(run, self.sources, rejections)
         with self.vision.decoder() as decoder, Progress(self.name, show=()) as progress:
             generator = load_generator(
                 folder,
@@ -40,9 +43,10 @@ class Evaluate:
             )
             figures = evaluate(
                 generator,
-                open_sources(run, self.sources),
+                examples,
                 run.workdir / predictions,
                 self.protocol,
+                unusable=rejections.reasons,
                 on_progress=lambda done, total: progress(done, total, {}),
             )
         return {"path": predictions, "evaluation": figures}

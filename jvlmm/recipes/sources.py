@@ -5,10 +5,12 @@ from typing import Literal
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.concatenation import Concatenation
+from jvlmm.data.example import AnswerType
 from jvlmm.data.moving_shapes import caption_examples, direct, load
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.prompts import Style
-from jvlmm.data.records import read_examples
+from jvlmm.data.records import read_records
+from jvlmm.data.rejections import Rejections
 from jvlmm.errors import ConfigError
 from jvlmm.recipes.recipe import Run
 from jvlmm.video.budget import PixelOptions
@@ -29,6 +31,7 @@ class Source:
     split: str = "train"
     view: Literal["response", "answer", "captions"] = "response"
     question_types: tuple[str, ...] = ()  # () takes all
+    answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None
     repeat: int = 1
     name: str = ""  # for overrides such as sft.sources.NAME.path=…
@@ -63,26 +66,31 @@ class VisionOptions:
         )
 
 
-def open_source(run: Run, source: Source) -> Concatenation:
-    """The examples of one source: random access, in a fixed order."""
+def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenation:
+    """The examples of one source: random access, in a fixed order; rows that are no examples go to `rejections`."""
     path = run.resolve(source.path)
     if source.repeat < 1:
         raise ConfigError(f"source {source.path!r}: repeat={source.repeat} must be at least 1")
     if not path.is_dir():
         if source.view == "captions" or source.question_types:
             raise ConfigError(f"{path}: view='captions' and question_types are for a Moving Shapes folder only")
-        rows = read_examples(path, run.workdir / "rejected.jsonl")[: source.limit]
+        records = read_records(path)
+        for rejected in records.rejected:
+            rejections.add(rejected)
+        rows = records.examples[: source.limit]
     elif source.view == "captions":
         rows = caption_examples(path, source.split, limit=source.limit)
     else:
         rows = load(path, source.split, question_types=source.question_types or None, limit=source.limit)
+    if source.answer_types:
+        rows = [row for row in rows if row.answer_type in source.answer_types]
     if source.view == "answer":
         return Concatenation([rows] * source.repeat, change=direct)
     return Concatenation([rows] * source.repeat)
 
 
-def open_sources(run: Run, sources: tuple[Source, ...]) -> Concatenation:
-    """All sources one after another. ConfigError where none is given."""
+def open_sources(run: Run, sources: tuple[Source, ...], rejections: Rejections) -> Concatenation:
+    """All sources one after another; see `open_source`. ConfigError where none is given."""
     if not sources:
         raise ConfigError("no sources: name at least one folder or JSONL file to read examples from")
-    return Concatenation([open_source(run, source) for source in sources])
+    return Concatenation([open_source(run, source, rejections) for source in sources])

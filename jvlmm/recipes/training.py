@@ -10,6 +10,7 @@ import jax
 from jvlmm.data.loader import PipelineOptions, make_loader
 from jvlmm.data.processor import Processor
 from jvlmm.data.prompts import Style
+from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.models.execution import for_training
 from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
@@ -58,7 +59,8 @@ class SFT:
 
     def run(self, run: Run) -> dict[str, Any]:
         folder = run.resolve(self.model)
-        examples = open_sources(run, self.sources)
+        rejected_path = run.workdir / "rejected.jsonl"
+        examples = open_sources(run, self.sources, Rejections(rejected_path))
         with ExitStack() as stack:
             processor = Processor(
                 ChatTokenizer.from_pretrained(folder),
@@ -72,7 +74,7 @@ class SFT:
                     processor,
                     self.vision.batch(self.batch_size, self.length_buckets),
                     run.seed,
-                    rejected_path=run.workdir / "rejected.jsonl",
+                    rejected_path=rejected_path,
                     pipeline=self.pipeline,
                 )
             )

@@ -78,6 +78,14 @@ def test_direct_protocol(tmp_path):
     json.dumps(figures)
 
 
+def test_rows_that_are_no_examples_are_wrong_and_listed(tmp_path):
+    path = tmp_path / "p.jsonl"
+    figures = evaluate(Scripted(), EXAMPLES, path, "direct", unusable={"f": "line 6: no question"})
+    assert figures["accuracy"]["overall"] == pytest.approx(3 / 6)
+    assert figures["failed"][-1] == {"id": "f", "error": "line 6: no question"}
+    assert [row["id"] for row in read(path)] == list("abcdef")
+
+
 def test_the_think_protocol_counts_only_answers_in_its_format(tmp_path):
     figures = evaluate(Scripted(), EXAMPLES, tmp_path / "p.jsonl", "think")
     assert figures["accuracy"]["grounding"] == 0 and figures["tiou"] == 0

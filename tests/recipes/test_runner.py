@@ -11,7 +11,7 @@ from jvlmm.recipes.recipe import Run, load_recipe
 from jvlmm.recipes.runner import run_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-CONFIG = '''
+CONFIG = """
 from dataclasses import dataclass
 from pathlib import Path
 from jvlmm.recipes.recipe import Recipe
@@ -33,7 +33,7 @@ class Append:
 
 def recipe():
     return Recipe(name="toy", workdir="unused", stages=(Append("one"), Append("two", fail="FLAG")))
-'''
+"""
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """What the loop logs, and that it compiles nothing twice."""
 
 import json
-import time
+import threading
+from types import SimpleNamespace
 
 import pytest
 import toy_training as toy
 
 from jvlmm.errors import ConfigError
+from jvlmm.training import meter
 from jvlmm.training.loop import FitOptions
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
 from jvlmm.training.state import create_state
@@ -52,9 +54,36 @@ def test_log_every_logs_fewer_lines_of_the_same_losses(tmp_path):
     assert [(line["step"], line["loss"]) for line in records(tmp_path / "some")] == [(s, each[s]) for s in (6, 12, 14)]
 
 
-def test_data_wait_sees_a_slow_loader(tmp_path):
-    toy.train(tmp_path, toy.ToyLoader(on_batch=lambda number: time.sleep(0.05)), log_every=7, checkpoint_every=99)
-    assert records(tmp_path)[-1]["data_wait"] > 0.5
+class DeviceOutput:
+    """Something the device is still computing until `done` is set."""
+
+    def __init__(self):
+        self.done = threading.Event()
+
+    def block_until_ready(self):
+        self.done.wait(60)
+        return self
+
+
+def test_data_wait_counts_only_time_the_device_stands_idle(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    rates, output = meter.Meter(), DeviceOutput()
+    clock.now = 3.0
+    rates.fetched(started=1.0)  # nothing runs yet: two seconds of waiting
+    rates.add(samples=6, flops=40.0)
+    rates.watch(output)
+    clock.now = 4.0
+    assert rates.read(tokens=8) == {"samples_per_s": 1.5, "data_wait": 0.5, "tokens_per_s": 2, "model_flops_per_s": 10}
+    clock.now = 6.0
+    rates.fetched(started=4.0)  # hidden behind the running step
+    assert rates.read(tokens=0)["data_wait"] == 0
+    clock.now = 7.0
+    output.done.set()
+    rates.close()
+    clock.now = 10.0
+    rates.fetched(started=6.0)  # the step ended at 7: three of four seconds
+    assert rates.read(tokens=0)["data_wait"] == 0.75
 
 
 @pytest.mark.parametrize("field", ["total_steps", "accumulation", "log_every", "checkpoint_every"])

@@ -25,7 +25,7 @@ def random_scene(
     """Draw a scene; a shape is never overlapped by more than half, in an image by no more than a fifth."""
     length = int(rng.integers(options.min_seconds, options.max_seconds + 1))
     steps = 1 if still else round(length / STEP_SECONDS)
-    level = int(rng.integers(16, 56))
+    level = int(rng.integers(104, 122))  # near the mean that images are normalised with: the ground is close to 0
     background = tuple(int(v) for v in np.clip(level + rng.integers(-5, 6, 3), 0, 255))
     for _ in range(_SCENE_TRIES):
         shapes = _random_shapes(rng, options, size, steps, num_shapes)

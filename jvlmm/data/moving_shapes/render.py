@@ -1,4 +1,4 @@
-"""Scenes as pixels: antialiased shapes on a plain dark background, written as H.264 or PNG."""
+"""Scenes as pixels: antialiased shapes on a plain grey background, written as H.264 or PNG."""
 
 from functools import lru_cache
 from pathlib import Path

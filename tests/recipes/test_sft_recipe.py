@@ -1,0 +1,139 @@
+"""The whole way on a small scale: drawn clips, a new model, SFT, evaluation, export; killed and resumed to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import jvlmm
+from jvlmm.data.moving_shapes import MovingShapesOptions, build
+from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.models.huggingface import load_config, load_params
+
+CONFIG = """
+from jvlmm.recipes.evaluating import Evaluate
+from jvlmm.recipes.moving_shapes import NewModel
+from jvlmm.recipes.recipe import Recipe
+from jvlmm.recipes.sources import Source, VisionOptions
+from jvlmm.recipes.training import SFT
+from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.training.optimizer import OptimizerOptions
+from jvlmm.video.budget import PixelOptions
+
+DATA = {data!r}
+VISION = VisionOptions(pixels=PixelOptions(784, 3136, 784, 3136), workers=0, fold=True)
+
+
+def recipe():
+    return Recipe(
+        name="small",
+        workdir="unused",
+        stages=(
+            NewModel(data=DATA, vocab_size=512),
+            SFT(
+                model="stage:new",
+                sources=(
+                    Source(DATA, question_types=("attribute", "position")),
+                    Source(DATA, view="captions", limit=8),
+                ),
+                steps=9,
+                batch_size=4,
+                length_buckets=(320,),
+                vision=VISION,
+                optimizer=OptimizerOptions(learning_rate=1e-3),
+                log_every=1,
+                checkpoint_every=2,
+            ),
+            Evaluate(
+                name="after",
+                model="stage:sft",
+                sources=(Source(DATA, split="test", limit=6),),
+                batch_size=4,
+                length_buckets=(320,),
+                vision=VISION,
+                sampling=SamplingOptions(max_tokens=8),
+            ),
+        ),
+    )
+"""
+KILL_AT = (1, 4, 8)  # before the first checkpoint, between two, near the end
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    counts = {f"{split}_{kind}": 0 for split in ("validation", "test_hard") for kind in ("clips", "images")}
+    build(folder / "data", MovingShapesOptions(train_clips=10, train_images=2, test_clips=3, test_images=1, **counts))
+    path = folder / "small.py"
+    path.write_text(CONFIG.format(data=str(folder / "data")))
+    return path
+
+
+def start(config: Path, workdir: Path) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(Path(jvlmm.__file__).parents[1]),
+        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
+    }
+    program = "import sys; from jvlmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "run", str(config), "--workdir", str(workdir), "--json", "--debug"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> dict:
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return {record["step"]: record["loss"] for record in map(json.loads, lines) if record["stage"] == "sft"}
+
+
+def steps_logged(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    return workdir, finish(start(config, workdir))
+
+
+def test_a_run_leaves_what_its_contract_names(finished):
+    workdir, result = finished
+    assert set(losses(workdir)) == set(range(1, 10))
+    accuracy = result["evaluations"]["after"]["accuracy"]
+    assert 0 <= accuracy["overall"] <= 1 and result["workdir"] == str(workdir)
+    predictions = [json.loads(line) for line in (workdir / "predictions/after.jsonl").read_text().splitlines()]
+    assert len(predictions) == 6 and all(p["visual_tokens"] > 0 and p["error"] is None for p in predictions)
+    for name in ("config.json", "manifest.json", "checkpoints", "tensorboard"):
+        assert (workdir / name).exists(), name
+
+
+def test_the_export_is_an_ordinary_checkpoint(finished):
+    folder = finished[0] / "models/sft"
+    config = load_config(folder)
+    assert set(load_params(folder, config)) == {"vision", "merger", "decoder"}
+    assert ChatTokenizer.from_pretrained(folder).length == config.text.vocab_size
+
+
+def test_a_run_killed_three_times_repeats_every_loss_to_the_bit(config, finished, tmp_path):
+    for step in KILL_AT:
+        process = start(config, tmp_path)
+        deadline = time.monotonic() + 300
+        while steps_logged(tmp_path) < step and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    finish(start(config, tmp_path))
+    assert losses(tmp_path) == losses(finished[0])
