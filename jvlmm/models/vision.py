@@ -54,19 +54,21 @@ def _take_rows_backward(residuals, gradient):
 take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
-def attend_in_groups(query_key_value: jax.Array, grouping: Grouping) -> jax.Array:
-    """Attention inside groups: [N, 3, H, head_dim] -> [N, H, head_dim]."""
-    total = query_key_value.shape[0]
+def attend_in_groups(query: jax.Array, key: jax.Array, value: jax.Array, grouping: Grouping) -> jax.Array:
+    """Attention inside groups: three [N, H, head_dim] -> [N, H, head_dim]."""
     segments = None
     if grouping.index is not None:
-        query_key_value = take_rows(query_key_value, grouping.index.ravel(), grouping.inverse)
         segments = (grouping.index >= 0).astype(jnp.int32)
-    grouped = query_key_value.reshape(-1, grouping.size, *query_key_value.shape[1:])
-    query, key, value = jnp.moveaxis(grouped, (2, 3), (0, 2))  # each [G, H, S, head_dim]
-    mixed = attend(query, key, value, segments, segments)
+
+    def group(x):  # [G, H, S, head_dim]
+        if grouping.index is not None:
+            x = take_rows(x, grouping.index.ravel(), grouping.inverse)
+        return x.reshape(-1, grouping.size, *x.shape[1:]).swapaxes(1, 2)
+
+    mixed = attend(group(query), group(key), group(value), segments, segments)
     mixed = mixed.reshape(-1, *mixed.shape[2:])
     if grouping.index is None:
-        return mixed.reshape(total, *mixed.shape[1:])
+        return mixed
     return take_rows(mixed, grouping.inverse, grouping.index.ravel())
 
 
@@ -83,11 +85,10 @@ class VisionAttention(nn.Module):
         self.proj = linear(self.config, vision.hidden_size, names, bias=True, axis=(-2, -1))
 
     def __call__(self, x, rope, mix):
-        """x [N, D] -> [N, D]; `mix` is attention over [N, 3, H, head_dim]."""
-        qkv = self.qkv(x)
-        cos, sin = (table[:, None, None] for table in rope)
-        qkv = jnp.concatenate([rotate(qkv[:, :2], cos, sin), qkv[:, 2:]], axis=1)
-        return self.proj(mix(qkv))
+        """x [N, D] -> [N, D]; `mix` is attention of queries, keys and values, each [N, H, head_dim]."""
+        query, key, value = (part[:, 0] for part in jnp.split(self.qkv(x), 3, axis=1))
+        cos, sin = (table[:, None] for table in rope)
+        return self.proj(mix(rotate(query, cos, sin), rotate(key, cos, sin), value))
 
 
 class VisionBlock(nn.Module):
