@@ -144,7 +144,7 @@ def test_decoder_flops_against_the_compiler():
     compiled = jax.jit(program).lower(shapes, tokens, positions).cost_analysis()["flops"]
     counted = decoder_flops(CONFIG.text, np.array([length]))
     other_half = CONFIG.text.num_layers * 4 * CONFIG.text.hidden_size * length * (length - 1) / 2
-    assert 0.99 < compiled / counted < 1.03 + other_half / counted
+    assert 0.99 < compiled / counted < 1.05 + other_half / counted
 
 
 def test_7b_costs_six_flops_per_parameter_and_token():
