@@ -91,7 +91,7 @@ def _measure_speed(folder, threads, rounds):
 
 def _check_equal(results):
     """BenchError unless both sides decode the same tokens and compute the same loss from the same weights."""
-    own, other = results
+    own, other = (results[side] for side in SIDES)
     if abs(own["train"] - other["train"]) > _LOSS_TOLERANCE * abs(other["train"]):
         raise BenchError(f"the sides do not compute the same: loss {own['train']} against {other['train']}")
     if own["decode"] != other["decode"]:

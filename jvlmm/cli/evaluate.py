@@ -27,12 +27,17 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> Result:
     from pathlib import Path
 
+    import jax
+
     from jvlmm.cli.pixels import checkpoint_pixels
     from jvlmm.config import apply_overrides
     from jvlmm.recipes.evaluating import Evaluate
     from jvlmm.recipes.recipe import Run
     from jvlmm.recipes.sources import Source, VisionOptions
+    from jvlmm.training.host_memory import keep_freed_memory
 
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     stage = Evaluate(
         name="eval",
         model=args.model,

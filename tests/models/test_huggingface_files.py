@@ -260,3 +260,9 @@ def test_peak_host_memory_stays_below_the_largest_file(tmp_path):
     assert len(sizes) > 1
     assert measured["arrays"] > 3 * max(sizes)
     assert measured["beyond_the_arrays"] <= 1.3 * max(sizes), measured
+
+
+def test_weights_are_as_readable_as_the_files_beside_them(tmp_path):
+    save_checkpoint(tmp_path / "out", random_params(CONFIG), CONFIG)
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(set(modes.values())) == 1, modes

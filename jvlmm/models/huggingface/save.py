@@ -72,6 +72,8 @@ def save_checkpoint(
                 save_file(arrays, partial_dir / name, metadata={"format": "pt"})
         if writes:
             _write_json_files(partial_dir, config, dtype, shards, source_dir)
+            for name in shards:  # safetensors writes files that only their owner may read
+                shutil.copymode(partial_dir / "config.json", partial_dir / name)
             _keep_other_files(directory, partial_dir)
             _swap(partial_dir, directory)
     except (OSError, SafetensorError) as error:
