@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jvlmm import __version__
-from jvlmm.config import apply_overrides, to_json
+from jvlmm.config import apply_overrides, config_diff, to_json
 from jvlmm.errors import ConfigError, JvlmmError
 from jvlmm.recipes.recipe import Recipe, Run, load_recipe
 from jvlmm.training.host_memory import keep_freed_memory
@@ -71,17 +71,8 @@ def claim_directory(folder: Path, recipe: Recipe) -> None:
 
 
 def differing_fields(old: str, new: str) -> str:
-    """Dotted names of the first few fields in which two configurations differ."""
-
-    def flatten(value: Any, prefix: str) -> dict[str, Any]:
-        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            value = {item.get("name", str(i)): item for i, item in enumerate(value)}
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}.{key}".lstrip(".")).items()}
-
-    a, b = flatten(json.loads(old), ""), flatten(json.loads(new), "")
-    names = sorted(key for key in a.keys() | b.keys() if a.get(key, ...) != b.get(key, ...))
+    """Dotted names of the first few fields in which two configurations, as JSON, differ."""
+    names = sorted(config_diff(json.loads(old), json.loads(new)))
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
