@@ -56,20 +56,30 @@ take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 def attend_in_groups(query: jax.Array, key: jax.Array, value: jax.Array, grouping: Grouping) -> jax.Array:
     """Attention inside groups: three [N, H, head_dim] -> [N, H, head_dim]."""
-    segments = None
-    if grouping.index is not None:
-        segments = (grouping.index >= 0).astype(jnp.int32)
-
-    def group(x):  # [G, H, S, head_dim]
-        if grouping.index is not None:
-            x = take_rows(x, grouping.index.ravel(), grouping.inverse)
-        return x.reshape(-1, grouping.size, *x.shape[1:]).swapaxes(1, 2)
-
-    mixed = attend(group(query), group(key), group(value), segments, segments)
-    mixed = mixed.reshape(-1, *mixed.shape[2:])
     if grouping.index is None:
-        return mixed
-    return take_rows(mixed, grouping.inverse, grouping.index.ravel())
+        return _attend_in_runs(query, key, value, grouping.runs)
+    taken = [take_rows(x, grouping.index.ravel(), grouping.inverse) for x in (query, key, value)]
+    segments = (grouping.index >= 0).astype(jnp.int32)
+    mixed = attend(*(_cut(x, grouping.size) for x in taken), segments, segments)
+    return take_rows(mixed.reshape(-1, *mixed.shape[2:]), grouping.inverse, grouping.index.ravel())
+
+
+def _attend_in_runs(query, key, value, runs):
+    """`attend_in_groups` on an axis that repeats `runs`."""
+    repeated = sum(size * count for size, count in runs)
+    repeats = [x.reshape(-1, repeated, *x.shape[1:]) for x in (query, key, value)]
+    mixed, start = [], 0
+    for size, count in runs:
+        end = start + size * count
+        inside = attend(*(_cut(x[:, start:end], size) for x in repeats))
+        mixed.append(inside.reshape(-1, end - start, *inside.shape[2:]))
+        start = end
+    return jnp.concatenate(mixed, axis=1).reshape(query.shape)
+
+
+def _cut(x, size):
+    """[..., H, head_dim] to groups of `size` rows: [G, H, size, head_dim]."""
+    return x.reshape(-1, size, *x.shape[-2:]).swapaxes(1, 2)
 
 
 class VisionAttention(nn.Module):

@@ -1,7 +1,9 @@
 """Host side of the vision tower: patches in window order, and the groups attention happens in (NumPy)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 import flax.struct
 import jax
@@ -14,13 +16,18 @@ from jvlmm.models.config import VisionConfig
 class Grouping:
     """A partition of the flat patch axis; attention happens inside groups.
 
-    G groups of at most S = `size` patches. Where all groups are full, `index` is None and the flat axis folds
-    into [N / size, size] by reshape. `inverse` is flat: group * size + place.
+    G groups of at most S patches, gathered by `index`; or, with `index` None, groups cut by reshape from an axis
+    which repeats `runs`: so many groups of one size, then so many of another. `inverse` is flat: group * S + place.
     """
 
     index: jax.Array | None  # int32 [G, S]: patch in each slot, -1 where the slot is empty
     inverse: jax.Array | None  # int32 [N]: slot of each patch, -1 for padding
-    size: int = flax.struct.field(pytree_node=False)
+    runs: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)  # (size, count)
+
+    @property
+    def size(self) -> int:
+        """Patches of the largest group."""
+        return max(size for size, _ in self.runs)
 
 
 @flax.struct.dataclass
@@ -59,8 +66,8 @@ def build_vision_inputs(
             (frames, then merge × merge blocks in raster order).
         grids: (t, h, w) in patches; h and w are multiples of the merge size.
         buckets: allowed shapes; None takes the exact ones.
-        fold: use reshapes instead of gathers for a grouping whose groups are all of one size. Padding is then
-            rounded up to whole groups. The tree structure of the result depends on it, so it compiles apart.
+        fold: use reshapes instead of gathers for a grouping that is alike in all frames. Padding is then
+            rounded up to whole frames. The tree structure of the result depends on it, so it compiles apart.
 
     Returns:
         the inputs, and for each image or video int32 [t·h·w / merge²]: the row of the tower's output that holds
@@ -74,9 +81,11 @@ def build_vision_inputs(
     for (order, _, _), array, grid in zip(media, pixels, grids, strict=True):
         if len(array) != len(order) * unit:
             raise ValueError(f"{len(array)} patches do not fill the grid {tuple(grid)}")
-    window_sizes = [size for _, _, sizes in media for size in sizes]
-    frame_sizes = [h * w for t, h, w in grids for _ in range(t)]
-    total = _padded_total(sum(frame_sizes), window_sizes, frame_sizes, unit, buckets, fold)
+    windows_of = [sizes for (t, _, _), (_, _, sizes) in zip(grids, media, strict=True) for _ in range(t)]
+    frames_of = [[sum(sizes)] for sizes in windows_of]
+    window_runs, frame_runs = (_runs(groups) if fold else None for groups in (windows_of, frames_of))
+    used = sum(map(sum, frames_of))
+    total = _padded_total(used, [runs for runs in (window_runs, frame_runs) if runs], unit, buckets)
 
     flat_pixels = np.zeros((total, config.patch_dim), np.uint8)
     rotary_ids = np.zeros((total, 2), np.int32)
@@ -89,14 +98,20 @@ def build_vision_inputs(
         start += len(patches)
 
     side = config.window_size // config.patch_size
-    window = side * side if buckets else max(window_sizes, default=unit)
-    windows = _group(window_sizes, total, window, bool(buckets), fold)
-    frames = _group(frame_sizes, total, _frame_size(frame_sizes, unit, buckets), bool(buckets), fold)
+    window = side * side if buckets else max(chain(*windows_of), default=unit)
+    frame = _frame_size([size for (size,) in frames_of], unit, buckets)
+    windows, frames = (
+        Grouping(None, None, runs) if runs else _gathered([*chain(*groups)], total, capacity, bool(buckets))
+        for runs, groups, capacity in ((window_runs, windows_of, window), (frame_runs, frames_of, frame))
+    )
     return VisionInputs(flat_pixels, rotary_ids, windows, frames), rows
 
 
 def _window_order(grid, config):
-    """Order of the merged tokens by window, rotary ids of the patches in raster order, patches per window."""
+    """Order of the merged tokens by window, rotary ids of the patches in raster order, patches per window of a frame.
+
+    Larger windows come first in their frame, so that windows of one size are neighbours.
+    """
     t, h, w = grid
     merge = config.spatial_merge_size
     side = config.window_size // config.patch_size // merge
@@ -107,25 +122,33 @@ def _window_order(grid, config):
     frame, row, column = np.unravel_index(tokens, (t, rows, columns))
     across = -(-columns // side)
     window = (frame * -(-rows // side) + row // side) * across + column // side
-    order = np.argsort(window, kind="stable")
-    sizes = np.bincount(window) * merge**2
+    tokens_of = np.bincount(window)
+    order = np.lexsort((window, -tokens_of[window], frame))
+    sizes = np.sort(tokens_of[: len(tokens_of) // t])[::-1] * merge**2
     inner_row, inner_column = np.divmod(np.arange(merge**2), merge)
     ids = np.stack([row[:, None] * merge + inner_row, column[:, None] * merge + inner_column], axis=-1)
     return order, ids.reshape(-1, 2).astype(np.int32), sizes.tolist()
 
 
-def _padded_total(used, window_sizes, frame_sizes, unit, buckets, fold):
-    """N: the bucket that holds the patches, and whole groups where groupings fold."""
+def _runs(frames):
+    """Runs of groups of one size that every frame repeats, given each frame's sizes; None where frames differ."""
+    sizes = set(chain(*frames))
+    if len(sizes) == 1:
+        return ((sizes.pop(), 1),)
+    if not frames or any(frame != frames[0] for frame in frames):
+        return None
+    return tuple((size, len(list(run))) for size, run in groupby(frames[0]))
+
+
+def _padded_total(used, folded, unit, buckets):
+    """N: the bucket that holds the patches, and whole repetitions of the runs of groupings that fold."""
     total = max(used, unit)
     if buckets is not None:
         fitting = [size for size in buckets.patches if size >= used]
         if not fitting:
             raise ValueError(f"{used} patches exceed the largest bucket of {max(buckets.patches)}")
         total = min(fitting)
-    multiple = unit
-    if fold:
-        equal = [set(sizes) for sizes in (window_sizes, frame_sizes)]
-        multiple = int(np.lcm.reduce([unit] + [sizes.pop() for sizes in equal if len(sizes) == 1]))
+    multiple = math.lcm(unit, *(sum(size * count for size, count in runs) for runs in folded))
     return -(-total // multiple) * multiple
 
 
@@ -140,10 +163,8 @@ def _frame_size(frame_sizes, unit, buckets):
     return min(fitting) if fitting else 1 << (largest - 1).bit_length()
 
 
-def _group(sizes, total, capacity, bucketed, fold):
-    """Grouping of consecutive runs of `sizes` patches on an axis of `total`."""
-    if fold and len(set(sizes)) == 1:
-        return Grouping(None, None, sizes[0])
+def _gathered(sizes, total, capacity, bucketed):
+    """Grouping of consecutive groups of `sizes` patches on an axis of `total`, each gathered into `capacity` slots."""
     sizes = np.asarray(sizes, np.int64)
     groups = max(len(sizes), 1)
     if bucketed:
@@ -158,4 +179,4 @@ def _group(sizes, total, capacity, bucketed, fold):
     index[slots] = np.arange(len(slots))
     inverse = np.full(total, -1, np.int32)
     inverse[: len(slots)] = slots
-    return Grouping(index.reshape(groups, capacity), inverse, capacity)
+    return Grouping(index.reshape(groups, capacity), inverse, ((capacity, groups),))

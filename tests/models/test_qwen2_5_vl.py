@@ -170,14 +170,15 @@ def test_packed_segments_do_not_see_each_other(setting):
     np.testing.assert_allclose(packed[:, 9:], alone[:, :11], atol=1e-5)
 
 
-def test_folded_equals_gathered():
+@pytest.mark.parametrize("size", [(4, 8), (6, 10)])
+def test_folded_equals_gathered(size):
     config = reference.small_config()
     params = reference.random_params(config)
-    batch = reference.make_batch(config, [[Visual("video", (2, 4, 8))], [Visual("image", (1, 4, 8))]])
+    batch = reference.make_batch(config, [[Visual("video", (2, *size))], [Visual("image", (1, *size))]])
     gathered, folded = (batch.vision_inputs(config, fold=fold) for fold in (False, True))
     assert folded.windows.index is None and folded.frames.index is None and gathered.windows.index is not None
     encode = jax.jit(model.encode_vision, static_argnums=1)
-    np.testing.assert_allclose(encode(params, config, gathered), encode(params, config, folded), atol=1e-6)
+    np.testing.assert_allclose(encode(params, config, gathered), encode(params, config, folded), atol=1e-5)
 
 
 def test_bfloat16_runs_close_to_float32(setting):

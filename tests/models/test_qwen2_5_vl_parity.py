@@ -145,9 +145,10 @@ def test_64_greedy_tokens_are_identical_in_a_mixed_batch(tied):
         start += count
 
 
-def test_padding_to_buckets_and_folding_agree_too():
+@pytest.mark.parametrize("size", [(4, 8), (6, 10)])
+def test_padding_to_buckets_and_folding_agree_too(size):
     config, theirs, params = models(True)
-    rows = [[3, Visual("video", (2, 4, 8)), 8], [2, Visual("image", (1, 4, 8)), 4]]
+    rows = [[3, Visual("video", (2, *size)), 8], [2, Visual("image", (1, *size)), 4]]
     buckets = VisionBuckets((64, 256))
     for options in ({"fold": True}, {"buckets": buckets}, {"buckets": buckets, "fold": True}):
         batch, inputs, positions, _, vision, arrays = prepare(config, theirs, rows, **options)

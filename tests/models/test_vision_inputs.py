@@ -1,5 +1,7 @@
 """Window order, groups and buckets of the tower's inputs."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import qwen_reference as reference
@@ -39,7 +41,9 @@ def expected_place(grid, number):
 def members(grouping, total):
     """The patches of each group, as sets."""
     if grouping.index is None:
-        return [set(range(i, i + grouping.size)) for i in range(0, total, grouping.size)]
+        sizes = [size for size, count in grouping.runs for _ in range(count)]
+        starts = np.cumsum([0, *sizes * (total // sum(sizes))])
+        return [set(range(start, end)) for start, end in pairwise(starts.tolist())]
     return [set(group[group >= 0].tolist()) for group in grouping.index]
 
 
@@ -88,13 +92,24 @@ def test_buckets_keep_the_number_of_shapes_small():
 
 
 @pytest.mark.parametrize(
-    ("grid", "folds"), [((2, 4, 8), True), ((3, 2, 4), True), ((1, 8, 2), True), ((2, 6, 8), False), ((1, 6, 6), False)]
+    ("grid", "runs"),
+    [
+        ((2, 4, 8), ((16, 1),)),
+        ((3, 2, 4), ((8, 1),)),
+        ((2, 6, 8), ((16, 2), (8, 2))),
+        ((1, 6, 10), ((16, 2), (8, 3), (4, 1))),
+    ],
 )
-def test_windows_fold_when_they_are_all_of_one_size(grid, folds):
-    vision, _ = build_vision_inputs(labelled([grid]), [grid], VISION, fold=True)
-    assert (vision.windows.index is None) == folds
-    assert vision.frames.index is None
-    assert vision.frames.size == grid[1] * grid[2]
+def test_windows_fold_in_runs_of_one_size(grid, runs):
+    vision, _ = build_vision_inputs(labelled([grid] * 2), [grid] * 2, VISION, fold=True)
+    assert vision.windows.index is None and vision.windows.runs == runs
+    assert vision.frames.index is None and vision.frames.size == grid[1] * grid[2]
+
+
+def test_unlike_frames_do_not_fold():
+    grids = [(1, 4, 8), (1, 6, 8)]
+    vision, _ = build_vision_inputs(labelled(grids), grids, VISION, fold=True)
+    assert vision.windows.index is not None and vision.frames.index is not None
 
 
 def test_folding_rounds_the_bucket_up_to_whole_groups():
