@@ -86,11 +86,11 @@ class Processor:
         self._decoder = decoder
 
     def prompt(self, example: Example) -> Sequence:
-        """The question, ending with the header of the assistant's turn; nothing to learn in it."""
+        """The question after the turns before it, ending with the header of the assistant's turn; nothing to learn."""
         return self._sequence(example, render(example, self.options.style), add_generation_prompt=True)
 
     def training(self, example: Example) -> Sequence:
-        """The question and `example.response`, with the loss on the response and its end of turn.
+        """The conversation with its responses, the loss on each response and its end of turn.
 
         `prompt` and `training` raise DataError or VideoError, the example's id first.
         """
@@ -108,11 +108,11 @@ class Processor:
 
     def _sequence(self, example: Example, messages: list[dict], add_generation_prompt: bool) -> Sequence:
         try:
-            tokens, loss_mask = self.tokenizer.encode_chat(messages, add_generation_prompt)
+            tokens, said = self.tokenizer.encode_chat(messages, add_generation_prompt)
             patches = tuple(self.patches(media) for media in _in_prompt_order(example, messages))
         except (DataError, VideoError) as error:
             raise type(error)(f"{example.id}: {error}") from error
-        tokens, loss_mask = self._expand(example, tokens, loss_mask, patches)
+        tokens, loss_mask = self._expand(example, tokens, said & (not add_generation_prompt), patches)
         is_media = (tokens == self.tokenizer.image_id) | (tokens == self.tokenizer.video_id)
         positions, following = mrope_positions(
             tokens,

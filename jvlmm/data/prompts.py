@@ -2,6 +2,8 @@
 
 import re
 import string
+from dataclasses import replace
+from itertools import pairwise
 from typing import Literal
 
 from jvlmm.data.example import Example
@@ -25,23 +27,36 @@ _TAG = re.compile(r"<(image|video)>")
 
 
 def render(example: Example, style: Style = "direct") -> list[dict]:
-    """The user's turn as one message whose content lists text, image and video items in order.
+    """The conversation up to the user's last turn: one message, and two more for each earlier turn.
+
+    The first message is a list of text, image and video items in order; it shows the example's media.
 
     Styles: `direct` asks for the bare answer, `think` for reasoning and then the answer (DeepSeek-R1's
     format), `describe` adds no instruction. Captions (`question_type` begins with "caption", or there is
     a response but no gold answer) are rendered as `describe` in every style. Media take the places of the `<image>` and
     `<video>` tags in the question; a type without tags comes before the text.
 
-    Raises DataError naming the example's id for an empty question, an answer type without options, or
-    tags that do not match the media in number.
+    Raises DataError naming the example's id for an empty question, an answer type without options, tags
+    that do not match the media in number, or an earlier turn without a response.
     """
+    turns = [*example.earlier, example]
+    messages = [_ask(replace(turns[0], media=example.media), style)]
+    for answered, asked in pairwise(turns):
+        if not (answered.response or "").strip():
+            raise DataError(f"{example.id}: the earlier turn {answered.id} has no response; give it one")
+        messages += [{"role": "assistant", "content": answered.response}, _ask(replace(asked, media=()), style)]
+    return messages
+
+
+def _ask(example: Example, style: Style) -> dict:
+    """The user's turn of one example."""
     if style not in ("direct", "think", "describe"):
         raise DataError(f"{example.id}: prompt style {style!r} is unknown; allowed: direct, think, describe")
     question = example.question.strip()
     if not _TAG.sub("", question).strip():
         raise DataError(f"{example.id}: the question is empty; give it a text besides its media tags")
     text = "\n".join([question, *lettered(example), *_instruction(example, style)])
-    return [{"role": "user", "content": _place_media(example, text)}]
+    return {"role": "user", "content": _place_media(example, text)}
 
 
 def lettered(example: Example) -> list[str]:

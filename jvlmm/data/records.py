@@ -6,7 +6,7 @@ import os
 import string
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,10 +14,7 @@ from jvlmm.data.example import AnswerType, Example, Media
 from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.errors import DataError
 
-FIELDS = (
-    *("id", "question", "answer", "answer_type", "media", "options"),
-    *("question_type", "response", "benchmark", "split", "meta"),
-)
+FIELDS = tuple(field.name for field in fields(Example))
 
 
 @dataclass(frozen=True)
@@ -100,6 +97,8 @@ def _record(example: Example, root: Path) -> dict[str, Any]:
     record = example.to_dict()
     if example.media:
         record["media"] = [_media_record(example, media, root) for media in example.media]
+    if example.earlier:
+        record["earlier"] = [_record(turn, root) for turn in example.earlier]
     return record
 
 
@@ -142,10 +141,19 @@ def _example(row: Any, root: Path) -> Example:
         options=options,
         question_type=_text(row, "question_type", "general"),
         response=_text(row, "response") if "response" in row else None,
+        earlier=tuple(_turn(turn, root) for turn in _list(row.get("earlier", []), "earlier")),
         benchmark=_text(row, "benchmark", ""),
         split=_text(row, "split", ""),
         meta={**unknown, **meta},
     )
+
+
+def _turn(row: Any, root: Path) -> Example:
+    """One of `earlier`: a row with a response, and without turns before it."""
+    turn = _example(row, root)
+    if turn.earlier or not (turn.response or "").strip():
+        raise ValueError("each of earlier needs a response, and has no earlier of its own")
+    return turn
 
 
 def _text(row: Mapping[str, Any], name: str, default: str | None = None) -> str:

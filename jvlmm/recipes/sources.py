@@ -5,8 +5,9 @@ from typing import Literal
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.concatenation import Concatenation
+from jvlmm.data.conversations import Conversations
 from jvlmm.data.example import AnswerType
-from jvlmm.data.moving_shapes import caption_examples, direct, load
+from jvlmm.data.moving_shapes import caption_examples, direct, load, open_ended
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.prompts import Style
 from jvlmm.data.records import read_records
@@ -23,16 +24,18 @@ from jvlmm.video.workers import Decoder
 class Source:
     """Examples of one split of a Moving Shapes folder, or of one neutral JSONL file.
 
-    `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, or the
-    `captions` of its scene (the last only of Moving Shapes). `repeat` makes a source weigh more.
+    `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, the answer to the
+    `open` question without options, or the `captions` of its scene (the last only of Moving Shapes). `turns`
+    above 1 asks so many questions about the same media in one conversation. `repeat` makes a source weigh more.
     """
 
     path: str  # or stage:NAME
     split: str = "train"
-    view: Literal["response", "answer", "captions"] = "response"
-    question_types: tuple[str, ...] = ()  # () takes all
+    view: Literal["response", "answer", "open", "captions"] = "response"
+    question_types: tuple[str, ...] = ()  # or kinds of captions; () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None
+    turns: int = 1
     repeat: int = 1
     name: str = ""  # for overrides such as sft.sources.NAME.path=…
 
@@ -69,8 +72,9 @@ class VisionOptions:
 def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenation:
     """The examples of one source: random access, in a fixed order; rows that are no examples go to `rejections`."""
     path = run.resolve(source.path)
-    if source.repeat < 1:
-        raise ConfigError(f"source {source.path!r}: repeat={source.repeat} must be at least 1")
+    for name in ("repeat", "turns"):
+        if getattr(source, name) < 1:
+            raise ConfigError(f"source {source.path!r}: {name}={getattr(source, name)} must be at least 1")
     if not path.is_dir():
         if source.view == "captions" or source.question_types:
             raise ConfigError(f"{path}: view='captions' and question_types are for a Moving Shapes folder only")
@@ -79,13 +83,15 @@ def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenati
             rejections.add(rejected)
         rows = records.examples[: source.limit]
     elif source.view == "captions":
-        rows = caption_examples(path, source.split, limit=source.limit)
+        rows = caption_examples(path, source.split, source.question_types or None, limit=source.limit)
     else:
         rows = load(path, source.split, question_types=source.question_types or None, limit=source.limit)
     if source.answer_types:
         rows = [row for row in rows if row.answer_type in source.answer_types]
-    if source.view == "answer":
-        return Concatenation([rows] * source.repeat, change=direct)
+    if source.view in ("answer", "open"):
+        rows = Concatenation([rows], change=direct if source.view == "answer" else open_ended)
+    if source.turns > 1:
+        rows = Conversations(rows, source.turns, run.seed)
     return Concatenation([rows] * source.repeat)
 
 

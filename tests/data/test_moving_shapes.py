@@ -13,6 +13,7 @@ from jvlmm.data import moving_shapes
 from jvlmm.data.moving_shapes.annotate import annotate
 from jvlmm.data.moving_shapes.questions import QUADRANTS
 from jvlmm.data.moving_shapes.scene import COLOURS, DIRECTIONS
+from jvlmm.errors import DataError
 
 OPTIONS = moving_shapes.MovingShapesOptions(
     seed=3,
@@ -287,7 +288,7 @@ def test_no_constant_span_does_well(examples):
 
 def test_captions_are_plain_and_true(root):
     captions = moving_shapes.caption_examples(root, "train", draws=2)
-    assert len(captions) == 2 * (150 * 5 + 30 * 3)
+    assert len(captions) == 2 * (150 * 6 + 30 * 4)
     kinds = Counter()
     for example in captions[:200]:
         kinds[example.question_type] += 1
@@ -295,14 +296,38 @@ def test_captions_are_plain_and_true(root):
         track_boxes = {tuple(box) for t in example.meta["scene"]["tracks"] for box in t["boxes"] if box}
         cited = re.findall(r"<box>\[(\d+),(\d+),(\d+),(\d+)\]</box>", example.response)
         assert {tuple(map(int, box)) for box in cited} <= track_boxes
-    assert all(name.startswith("caption_") for name in kinds) and len(kinds) == 5
+    assert all(name.startswith("caption_") for name in kinds) and len(kinds) == 6
     assert len({example.id for example in captions}) == len(captions)
+
+
+def test_captions_of_one_kind_name_what_is_there(root):
+    captions = moving_shapes.caption_examples(root, "train", kinds=("caption_names",))
+    assert len(captions) == 150 + 30
+    for example in captions[:20]:
+        names = [track["object"] for track in example.meta["scene"]["tracks"]]
+        assert sorted(example.response.removesuffix(".").split(", ")) == sorted(names)
+    with pytest.raises(DataError, match="caption 'caption_name' does not exist; use some of caption_objects"):
+        moving_shapes.caption_examples(root, "train", kinds=("caption_name",))
+
+
+def test_scenes_are_the_ground_truth_of_every_row(root):
+    scenes = list(moving_shapes.scenes(root, "test"))
+    assert len(scenes) == 60 + 12 and sum(scene.is_image for scene in scenes) == 12
 
 
 def test_direct_answers(examples):
     example = examples["test"][0]
     assert moving_shapes.direct(example).response == example.answer
     assert example.response.startswith("<think>")
+
+
+def test_open_questions_are_answered_in_words(examples):
+    chosen = next(e for e in examples["test"] if e.answer_type == "mcq")
+    opened = moving_shapes.open_ended(chosen)
+    assert opened.response == opened.answer == chosen.meta["answer_text"]
+    assert opened.options == () and opened.answer_type == "text" and opened.question == chosen.question
+    written = next(e for e in examples["test"] if e.answer_type == "number")
+    assert moving_shapes.open_ended(written) == moving_shapes.direct(written)
 
 
 def test_hard_split_has_more_shapes_and_longer_clips(examples):

@@ -203,3 +203,19 @@ def test_check_opens_real_media_without_a_model(tmp_path):
 def test_histogram_bounds():
     assert histogram([0, 1, 2, 3, 4, 5, 64, 65]) == {"0": 1, "1": 1, "2": 1, "4": 2, "8": 1, "64": 1, "128": 1}
     assert histogram([]) == {}
+
+
+def test_conversations_read_back_equal(tmp_path):
+    media = (Media("video", str(tmp_path.resolve() / "a.mp4")),)
+    first = Example("a", "What?", "x", "text", media, response="x")
+    conversation = Example("b", "When?", "2", "number", media, response="2", earlier=(first,))
+    path = tmp_path / "rows.jsonl"
+    write_examples(path, [conversation])
+    assert read_examples(path) == (conversation,)
+
+
+@pytest.mark.parametrize("turn", [ROW, {**ROW, "response": "x", "earlier": [{**ROW, "response": "x"}]}])
+def test_an_earlier_turn_that_cannot_be_learnt_is_rejected(tmp_path, turn):
+    records = read_records(_file(tmp_path, {**ROW, "response": "x", "earlier": [turn]}))
+    (rejected,) = records.rejected
+    assert rejected.reason == "line 1: each of earlier needs a response, and has no earlier of its own"

@@ -39,7 +39,7 @@ def recipe():
                 model="stage:new",
                 sources=(
                     Source(DATA, question_types=("attribute", "position")),
-                    Source(DATA, view="captions", limit=8),
+                    Source(DATA, view="captions", limit=8, turns=2),
                 ),
                 steps=9,
                 batch_size=4,

@@ -15,6 +15,11 @@ def _objects(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return question, "; ".join(cite(scene, shape, step) for shape, step in _first_views(scene)) + "."
 
 
+def _names(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    question = _pick(rng, "Name the objects.", "What is there?")
+    return question, ", ".join(shape.name for shape, _ in _first_views(scene)) + "."
+
+
 def _first_views(scene: Scene) -> list[tuple[Shape, int]]:
     return reading_order((shape, shape.visible[0]) for shape in scene.shapes)
 
@@ -86,8 +91,9 @@ CAPTIONS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[str, str]]] 
     "caption_visible": _visible,
     "caption_motion": _motion,
     "caption_events": _events,
+    "caption_names": _names,
 }
-STILL_CAPTIONS = ("caption_objects", "caption_track", "caption_visible")  # those that suit an image
+STILL_CAPTIONS = ("caption_objects", "caption_track", "caption_visible", "caption_names")  # those that suit an image
 
 
 def caption(name: str, scene: Scene, seed: tuple[int, ...]) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Random access to a built dataset, as examples: questions with reasoned or direct answers, and captions."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from jvlmm.data.moving_shapes.captions import CAPTIONS, STILL_CAPTIONS, caption
 from jvlmm.data.moving_shapes.dataset import read_description
 from jvlmm.data.moving_shapes.options import is_image
 from jvlmm.data.moving_shapes.questions import FORMS
-from jvlmm.data.moving_shapes.scene import scene_from_dict
+from jvlmm.data.moving_shapes.scene import Scene, scene_from_dict
 from jvlmm.errors import DataError
 
 BENCHMARK = "moving-shapes"
@@ -97,20 +97,22 @@ def load(
     `limit` keeps the first so many; every prefix is balanced. Raises DataError for an unknown split or
     question type and where the folder holds no complete dataset.
     """
-    unknown = [name for name in question_types or () if name not in FORMS]
-    if unknown:
-        raise DataError(f"question type {unknown[0]!r} does not exist; use some of {', '.join(FORMS)}")
+    _check_names("question type", question_types, FORMS)
     types = _of_split(root, split, "question_types")
     rows = [k for k, name in enumerate(types) if question_types is None or name in question_types]
     scenes, questions = _open(root, split)
     return Questions(Path(root).absolute(), split, scenes, questions, tuple(rows[:limit]))
 
 
-def caption_examples(root: str | Path, split: str, draws: int = 1, limit: int | None = None) -> Sequence[Example]:
+def caption_examples(
+    root: str | Path, split: str, kinds: Sequence[str] | None = None, draws: int = 1, limit: int | None = None
+) -> Sequence[Example]:
     """Dense supervision: descriptions of every scene of a split, as plain text without a thought.
 
-    Each kind of description comes `draws` times a scene, with other words, objects and times.
+    Each kind of description comes `draws` times a scene, with other words, objects and times. `kinds` chooses
+    some of CAPTIONS. Raises DataError as `load` does.
     """
+    _check_names("caption", kinds, CAPTIONS)
     counts = _of_split(root, split, "counts")
     clips, images = counts["clips"], counts["images"]
     scenes, _ = _open(root, split)
@@ -119,13 +121,35 @@ def caption_examples(root: str | Path, split: str, draws: int = 1, limit: int | 
         for row in range(clips + images)
         for draw in range(draws)
         for name in (STILL_CAPTIONS if is_image(row, clips, images) else CAPTIONS)
+        if kinds is None or name in kinds
     )
     return Captions(Path(root).absolute(), split, scenes, tuple(islice(rows, limit)))
+
+
+def scenes(root: str | Path, split: str) -> Iterator[Scene]:
+    """The ground truth of every clip and image of a split."""
+    records, _ = _open(root, split)
+    for k in range(len(records)):
+        yield scene_from_dict(json.loads(_plain(records[k]["scene"])))
 
 
 def direct(example: Example) -> Example:
     """The same question with nothing but its answer as the response."""
     return replace(example, response=example.answer)
+
+
+def open_ended(example: Example) -> Example:
+    """The same question without options, with the text of the right one, or else the answer, as the response."""
+    if not example.options:
+        return direct(example)
+    answer = example.options[ord(example.answer) - ord("A")]
+    return replace(example, options=(), answer=answer, answer_type="text", response=answer)
+
+
+def _check_names(what: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise DataError(f"{what} {unknown[0]!r} does not exist; use some of {', '.join(known)}")
 
 
 def _of_split(root: str | Path, split: str, field: str) -> Any:
