@@ -10,6 +10,7 @@ from jvlmm.recipes.evaluating import Evaluate
 from jvlmm.recipes.moving_shapes import BuildMovingShapes, NewModel
 from jvlmm.recipes.recipe import Recipe
 from jvlmm.recipes.sources import Source, VisionOptions
+from jvlmm.recipes.tower import PretrainTower
 from jvlmm.recipes.training import SFT
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.optimizer import OptimizerOptions
@@ -36,44 +37,66 @@ def evaluate(split: str) -> Evaluate:
     )
 
 
-def train(name: str, model: str, sources: tuple[Source, ...], steps: int, **options) -> SFT:
-    return SFT(
-        name=name,
-        model=model,
-        sources=sources,
-        style="direct",
-        steps=steps,
-        vision=VISION,
-        # The tower moves slowly: before the decoder reads it, its features are noise to be silenced.
-        optimizer=OptimizerOptions(
-            learning_rate=1e-3,
-            warmup_steps=60,
-            b2=0.98,
-            weight_decay=0.05,
-            learning_rates={"vision": 0.3, "merger": 0.1},
-        ),
-        export_dtype="float32" if name == "see" else "bfloat16",
-        **options,
-    )
-
-
 def recipe() -> Recipe:
-    data = MovingShapesOptions(seed=1, train_clips=6000, train_images=800, validation_clips=100)
-    written = Source("stage:data", view="answer", answer_types=("text", "number", "boxes"))
+    data = MovingShapesOptions(
+        seed=1, train_clips=16000, train_images=1600, validation_clips=200, questions_per_clip=6, questions_per_image=3
+    )
     return Recipe(
         name="pretrain-tiny",
         workdir="runs/pretrain-tiny",
         stages=(
             BuildMovingShapes(options=data),
             NewModel(name="new", preset="tiny", vocab_size=1024),
-            train("see", "stage:new", (written,), steps=900, batch_size=48, length_buckets=(96,)),
-            train(
-                "tiny",
-                "stage:see",
-                (Source("stage:data", view="captions"), Source("stage:data", view="answer")),
-                steps=900,
-                batch_size=32,
-                length_buckets=(128, 192, 320),
+            PretrainTower(
+                model="stage:new",
+                steps=3000,
+                vision=VISION,
+                optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
+            ),
+            SFT(
+                name="names",
+                model="stage:tower",
+                sources=(Source("stage:data", view="captions", question_types=("caption_names",)),),
+                style="direct",
+                steps=350,
+                batch_size=64,
+                length_buckets=(96,),
+                vision=VISION,
+                optimizer=OptimizerOptions(
+                    learning_rate=3e-3,
+                    warmup_steps=30,
+                    schedule="constant",
+                    b2=0.98,
+                    weight_decay=0.05,
+                    freeze=("vision", "merger"),
+                ),
+                export_dtype="float32",
+            ),
+            SFT(
+                name="tiny",
+                model="stage:names",
+                sources=(
+                    Source("stage:data", view="open", answer_types=("mcq", "text", "number"), turns=6, repeat=2),
+                    Source("stage:data", view="answer", answer_types=("mcq", "span"), turns=6),
+                    Source(
+                        "stage:data",
+                        view="captions",
+                        question_types=("caption_objects", "caption_track", "caption_motion", "caption_events"),
+                        turns=4,
+                    ),
+                ),
+                style="direct",
+                steps=2600,
+                batch_size=16,
+                length_buckets=(192, 320, 688),
+                vision=VISION,
+                optimizer=OptimizerOptions(
+                    learning_rate=2e-3,
+                    warmup_steps=50,
+                    b2=0.98,
+                    weight_decay=0.05,
+                    learning_rates={"vision": 0.3, "merger": 0.3},
+                ),
             ),
             evaluate("test"),
             evaluate("test_hard"),

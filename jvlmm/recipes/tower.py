@@ -1,0 +1,143 @@
+"""The stage that teaches a new vision tower to see, before a decoder has learnt to read its features."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvlmm.data.example import Media
+from jvlmm.data.moving_shapes import scenes
+from jvlmm.data.moving_shapes.cells import CLASSES, cell_targets
+from jvlmm.data.processor import decode_patches
+from jvlmm.models.config import ModelConfig
+from jvlmm.models.execution import for_training
+from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
+from jvlmm.models.qwen2_5_vl import encode_vision
+from jvlmm.models.vision_inputs import VisionInputs, build_vision_inputs
+from jvlmm.objectives.detection import detection_f1, detection_loss, num_outputs
+from jvlmm.recipes.recipe import Run
+from jvlmm.recipes.sources import VisionOptions
+from jvlmm.reporting.progress import Progress
+from jvlmm.reporting.writers import MetricsWriter
+from jvlmm.training.checkpoints import Checkpoints
+from jvlmm.training.loop import FitOptions, fit
+from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
+from jvlmm.training.state import create_state
+from jvlmm.training.step import make_train_step
+
+Clips = list[tuple[np.ndarray, tuple[int, int, int], np.ndarray]]  # patches, their grid, the targets of their cells
+
+
+@dataclass(frozen=True)
+class PretrainTower:
+    """Train vision tower and merger to tell, from each feature, which shapes lie there and in which boxes.
+
+    A linear head on the features is trained along and then dropped; the decoder stays as it was. Clips of one
+    length only, so that batches fold. The result is `models/NAME`, a Hugging Face folder.
+    """
+
+    name: str = "tower"
+    model: str = "stage:new"
+    data: str = "stage:data"  # a Moving Shapes folder
+    steps: int = 1000
+    batch_size: int = 64  # clips
+    vision: VisionOptions = field(default_factory=VisionOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    log_every: int = 10
+    checkpoint_every: int = 500
+
+    def run(self, run: Run) -> dict[str, Any]:
+        folder = run.resolve(self.model)
+        config = for_training(load_config(folder), jax.default_backend())
+        with ExitStack() as stack:
+            writer = stack.enter_context(MetricsWriter(run.workdir))
+            checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name))
+            progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s")))
+            params = load_params(folder, config)
+            modules = {"vision": params["vision"], "merger": params["merger"], "head": _new_head(config, run.seed)}
+            optimizer = make_optimizer(self.optimizer, self.steps, tuple(modules))
+            state = fit(
+                create_state(modules, optimizer),
+                make_train_step(lambda params, batch: _loss(params, config, batch), optimizer),
+                ClipBatches(self._clips(run, config, "train"), config, self.batch_size, run.seed),
+                FitOptions(self.steps, self.name, log_every=self.log_every, checkpoint_every=self.checkpoint_every),
+                writer,
+                checkpoints,
+                progress=progress,
+            )
+        trained = {**params, "vision": state.params["vision"], "merger": state.params["merger"]}
+        save_checkpoint(run.workdir / "models" / self.name, trained, config, dtype="float32", source_dir=folder)
+        f1 = self._f1(self._clips(run, config, "validation"), config, state.params)
+        return {"path": f"models/{self.name}", "steps": self.steps, "f1": f1}
+
+    def _clips(self, run: Run, config: ModelConfig, split: str) -> Clips:
+        root = run.resolve(self.data)
+        clips: Clips = []
+        with self.vision.decoder() as decoder:
+            for scene in scenes(root, split):
+                if not scene.is_image:
+                    media = Media("video", str(root / scene.media))
+                    seen = decode_patches(media, decoder, self.vision.frames, self.vision.pixels, config.vision)
+                    clips.append((seen.pixels, seen.grid, cell_targets(scene)))
+        return clips
+
+    def _f1(self, clips: Clips, config: ModelConfig, modules: dict[str, Any]) -> float:
+        """F1 of the presence of shapes, all cells and classes together."""
+        batch = _batch(clips, config)
+        return round(float(jax.jit(lambda m, b: detection_f1(_outputs(m, config, b), b.targets))(modules, batch)), 4)
+
+
+class ClipBatches:
+    """An endless loader of batches drawn at random; batch n depends on the seed and n alone."""
+
+    def __init__(self, clips: Clips, config: ModelConfig, batch_size: int, seed: int):
+        self._clips, self._config, self._batch_size, self._seed = clips, config, batch_size, seed
+        self._drawn = 0
+
+    def __next__(self) -> tuple["CellBatch", list[int]]:
+        rng = np.random.default_rng([self._seed, self._drawn])
+        self._drawn += 1
+        rows = rng.integers(0, len(self._clips), self._batch_size).tolist()
+        return _batch([self._clips[row] for row in rows], self._config), rows
+
+    def get_state(self) -> int:
+        return self._drawn
+
+    def set_state(self, state: int) -> None:
+        self._drawn = state
+
+
+@flax.struct.dataclass
+class CellBatch:
+    """Clips and what lies in their cells."""
+
+    vision: VisionInputs
+    rows: np.ndarray  # int32 [M]: the feature of each cell
+    targets: np.ndarray  # float32 [M, classes, frames, 5]
+
+
+def _batch(clips: Clips, config: ModelConfig) -> CellBatch:
+    pixels, grids, targets = zip(*clips, strict=True)
+    vision, rows = build_vision_inputs(pixels, grids, config.vision, fold=True)
+    return CellBatch(vision, np.concatenate(rows), np.concatenate(targets))
+
+
+def _new_head(config: ModelConfig, seed: int) -> dict[str, jax.Array]:
+    inputs, outputs = config.vision.out_hidden_size, len(CLASSES) * num_outputs(config.vision.temporal_patch_size)
+    kernel = jax.random.normal(jax.random.key(seed), (inputs, outputs)) * inputs**-0.5
+    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+
+
+def _outputs(modules: dict[str, Any], config: ModelConfig, batch: CellBatch) -> jax.Array:
+    """float32 [M, classes, outputs of a class]."""
+    features = encode_vision(modules, config, batch.vision)[batch.rows]
+    outputs = features.astype(jnp.float32) @ modules["head"]["kernel"] + modules["head"]["bias"]
+    return outputs.reshape(len(outputs), len(CLASSES), -1)
+
+
+def _loss(modules: dict[str, Any], config: ModelConfig, batch: CellBatch):
+    return *detection_loss(_outputs(modules, config, batch), batch.targets), {}
