@@ -22,6 +22,7 @@ VISION = VisionOptions(
     fold=True,
     cache_bytes=2 * 2**30,
 )
+BRIEF = ("attribute", "count", "position", "direction", "speed", "order", "event")  # answered in a few words
 
 
 def evaluate(split: str) -> Evaluate:
@@ -37,6 +38,29 @@ def evaluate(split: str) -> Evaluate:
     )
 
 
+def short(name: str, model: str, captions: tuple[str, ...], steps: int) -> SFT:
+    """The decoder alone learns to read the tower, from captions of few words."""
+    return SFT(
+        name=name,
+        model=model,
+        sources=(Source("stage:data", view="captions", question_types=captions),),
+        style="direct",
+        steps=steps,
+        batch_size=64,
+        length_buckets=(64,),
+        vision=VISION,
+        optimizer=OptimizerOptions(
+            learning_rate=3e-3,
+            warmup_steps=30,
+            schedule="constant",
+            b2=0.98,
+            weight_decay=0.05,
+            freeze=("vision", "merger"),
+        ),
+        export_dtype="float32",
+    )
+
+
 def recipe() -> Recipe:
     data = MovingShapesOptions(
         seed=1, train_clips=16000, train_images=1600, validation_clips=200, questions_per_clip=6, questions_per_image=3
@@ -49,35 +73,18 @@ def recipe() -> Recipe:
             NewModel(name="new", preset="tiny", vocab_size=1024),
             PretrainTower(
                 model="stage:new",
-                steps=3000,
+                steps=2000,
                 vision=VISION,
                 optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
             ),
-            SFT(
-                name="names",
-                model="stage:tower",
-                sources=(Source("stage:data", view="captions", question_types=("caption_names",)),),
-                style="direct",
-                steps=350,
-                batch_size=64,
-                length_buckets=(96,),
-                vision=VISION,
-                optimizer=OptimizerOptions(
-                    learning_rate=3e-3,
-                    warmup_steps=30,
-                    schedule="constant",
-                    b2=0.98,
-                    weight_decay=0.05,
-                    freeze=("vision", "merger"),
-                ),
-                export_dtype="float32",
-            ),
+            short("names", "stage:tower", ("caption_names",), steps=250),
+            short("places", "stage:names", ("caption_names", "caption_places", "caption_ways"), steps=450),
             SFT(
                 name="tiny",
-                model="stage:names",
+                model="stage:places",
                 sources=(
-                    Source("stage:data", view="open", answer_types=("mcq", "text", "number"), turns=6, repeat=2),
-                    Source("stage:data", view="answer", answer_types=("mcq", "span"), turns=6),
+                    Source("stage:data", view="open", question_types=BRIEF, turns=6, repeat=2),
+                    Source("stage:data", view="answer", question_types=("attribute", "span"), turns=4),
                     Source(
                         "stage:data",
                         view="captions",
@@ -86,9 +93,9 @@ def recipe() -> Recipe:
                     ),
                 ),
                 style="direct",
-                steps=2600,
+                steps=1500,
                 batch_size=16,
-                length_buckets=(192, 320, 688),
+                length_buckets=(224, 688),
                 vision=VISION,
                 optimizer=OptimizerOptions(
                     learning_rate=2e-3,

@@ -117,7 +117,7 @@ class CellBatch:
 
     vision: VisionInputs
     rows: np.ndarray  # int32 [M]: the feature of each cell
-    targets: np.ndarray  # float32 [M, classes, frames, 5]
+    targets: np.ndarray  # float32 [M, frames, classes + 5]
 
 
 def _batch(clips: Clips, config: ModelConfig) -> CellBatch:
@@ -127,16 +127,15 @@ def _batch(clips: Clips, config: ModelConfig) -> CellBatch:
 
 
 def _new_head(config: ModelConfig, seed: int) -> dict[str, jax.Array]:
-    inputs, outputs = config.vision.out_hidden_size, len(CLASSES) * num_outputs(config.vision.temporal_patch_size)
+    inputs, outputs = config.vision.out_hidden_size, num_outputs(len(CLASSES), config.vision.temporal_patch_size)
     kernel = jax.random.normal(jax.random.key(seed), (inputs, outputs)) * inputs**-0.5
     return {"kernel": kernel, "bias": jnp.zeros(outputs)}
 
 
 def _outputs(modules: dict[str, Any], config: ModelConfig, batch: CellBatch) -> jax.Array:
-    """float32 [M, classes, outputs of a class]."""
+    """float32 [M, outputs of a cell]."""
     features = encode_vision(modules, config, batch.vision)[batch.rows]
-    outputs = features.astype(jnp.float32) @ modules["head"]["kernel"] + modules["head"]["bias"]
-    return outputs.reshape(len(outputs), len(CLASSES), -1)
+    return features.astype(jnp.float32) @ modules["head"]["kernel"] + modules["head"]["bias"]
 
 
 def _loss(modules: dict[str, Any], config: ModelConfig, batch: CellBatch):

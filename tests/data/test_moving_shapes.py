@@ -288,7 +288,7 @@ def test_no_constant_span_does_well(examples):
 
 def test_captions_are_plain_and_true(root):
     captions = moving_shapes.caption_examples(root, "train", draws=2)
-    assert len(captions) == 2 * (150 * 6 + 30 * 4)
+    assert len(captions) == 2 * (150 * 8 + 30 * 5)
     kinds = Counter()
     for example in captions[:200]:
         kinds[example.question_type] += 1
@@ -296,7 +296,7 @@ def test_captions_are_plain_and_true(root):
         track_boxes = {tuple(box) for t in example.meta["scene"]["tracks"] for box in t["boxes"] if box}
         cited = re.findall(r"<box>\[(\d+),(\d+),(\d+),(\d+)\]</box>", example.response)
         assert {tuple(map(int, box)) for box in cited} <= track_boxes
-    assert all(name.startswith("caption_") for name in kinds) and len(kinds) == 6
+    assert all(name.startswith("caption_") for name in kinds) and len(kinds) == 8
     assert len({example.id for example in captions}) == len(captions)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jvlmm.data.moving_shapes.evidence import box_text, cite, growth, place, reading_order, time
+from jvlmm.data.moving_shapes.questions import corner_of
 from jvlmm.data.moving_shapes.scene import EVENTS, Scene, Shape, seconds
 
 _SECOND = 2  # steps
@@ -18,6 +19,18 @@ def _objects(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 def _names(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     question = _pick(rng, "Name the objects.", "What is there?")
     return question, ", ".join(shape.name for shape, _ in _first_views(scene)) + "."
+
+
+def _places(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    question = _pick(rng, "Where is each object at first?", "In which corner is each object at first?")
+    places = (f"{shape.name} {corner_of(shape.boxes[step], scene.size)}" for shape, step in _first_views(scene))
+    return question, ", ".join(places) + "."
+
+
+def _ways(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    question = _pick(rng, "Which way does each object move?", "In which direction does each object move?")
+    ways = (f"{shape.name} {shape.direction or 'stays still'}" for shape, _ in _first_views(scene))
+    return question, ", ".join(ways) + "."
 
 
 def _first_views(scene: Scene) -> list[tuple[Shape, int]]:
@@ -92,8 +105,16 @@ CAPTIONS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[str, str]]] 
     "caption_motion": _motion,
     "caption_events": _events,
     "caption_names": _names,
+    "caption_places": _places,
+    "caption_ways": _ways,
 }
-STILL_CAPTIONS = ("caption_objects", "caption_track", "caption_visible", "caption_names")  # those that suit an image
+STILL_CAPTIONS = (
+    "caption_objects",
+    "caption_track",
+    "caption_visible",
+    "caption_names",
+    "caption_places",
+)  # those that suit an image
 
 
 def caption(name: str, scene: Scene, seed: tuple[int, ...]) -> tuple[str, str]:

@@ -137,6 +137,12 @@ def quadrant_of(box, size: int) -> str | None:
     dx, dy = (box[0] + box[2] - size) / 2, (box[1] + box[3] - size) / 2
     if min(abs(dx), abs(dy)) < size / 10:
         return None
+    return corner_of(box, size)
+
+
+def corner_of(box, size: int) -> str:
+    """The quadrant of a box's centre, however near to a middle line."""
+    dx, dy = box[0] + box[2] - size, box[1] + box[3] - size
     return f"{'top' if dy < 0 else 'bottom'} {'left' if dx < 0 else 'right'}"
 
 
