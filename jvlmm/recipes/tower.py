@@ -13,6 +13,7 @@ from jvlmm.data.example import Media
 from jvlmm.data.moving_shapes import scenes
 from jvlmm.data.moving_shapes.cells import CLASSES, cell_targets
 from jvlmm.data.processor import decode_patches
+from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import for_training
 from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
@@ -36,8 +37,8 @@ Clips = list[tuple[np.ndarray, tuple[int, int, int], np.ndarray]]  # patches, th
 class PretrainTower:
     """Train vision tower and merger to tell, from each feature, which shapes lie there and in which boxes.
 
-    A linear head on the features is trained along and then dropped; the decoder stays as it was. Clips of one
-    length only, so that batches fold. The result is `models/NAME`, a Hugging Face folder.
+    A linear head on the features is trained along and then dropped; the decoder stays as it was. Runs on one device.
+    The result is `models/NAME`, a Hugging Face folder, with the F1 of the shapes found in the validation split's clips.
     """
 
     name: str = "tower"
@@ -75,6 +76,7 @@ class PretrainTower:
         return {"path": f"models/{self.name}", "steps": self.steps, "f1": f1}
 
     def _clips(self, run: Run, config: ModelConfig, split: str) -> Clips:
+        """All clips of a split. ConfigError where there are none, or where they are not seen as they were drawn."""
         root = run.resolve(self.data)
         clips: Clips = []
         with self.vision.decoder() as decoder:
@@ -83,6 +85,14 @@ class PretrainTower:
                     media = Media("video", str(root / scene.media))
                     seen = decode_patches(media, decoder, self.vision.frames, self.vision.pixels, config.vision)
                     clips.append((seen.pixels, seen.grid, cell_targets(scene)))
+        if not clips:
+            raise ConfigError(f"{root}: the split {split!r} has no clips; build it with some")
+        features, cells = len(clips[0][0]) // config.vision.spatial_merge_size**2, len(clips[0][2])
+        if features != cells:
+            raise ConfigError(
+                f"stage {self.name!r}: {features} features for {cells} cells of a clip; choose vision.pixels and "
+                "vision.frames so that frames keep their size and every step is seen"
+            )
         return clips
 
     def _f1(self, clips: Clips, config: ModelConfig, modules: dict[str, Any]) -> float:

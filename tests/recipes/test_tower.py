@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
-from jvlmm.errors import JvlmmError
+from jvlmm.errors import ConfigError, JvlmmError
 from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.recipes.moving_shapes import NewModel
 from jvlmm.recipes.recipe import Run
@@ -64,6 +64,12 @@ def test_it_learns_and_touches_the_tower_only(folder, trained):
     assert all(jax.tree.leaves(same["decoder"]))
     assert not any(same["merger"][name]["kernel"] for name in ("fc1", "fc2"))
     assert not same["vision"]["patch_embed"]["kernel"]
+
+
+def test_clips_that_are_resized_are_refused(folder, tmp_path):
+    resized = VisionOptions(pixels=PixelOptions(784, 784, 784, 784), workers=0)
+    with pytest.raises(ConfigError, match=r"4 features for 16 cells of a clip; choose vision\.pixels"):
+        _stage(folder, vision=resized).run(Run(tmp_path, 0))
 
 
 def test_it_continues_to_the_bit(folder, trained, tmp_path, monkeypatch):
