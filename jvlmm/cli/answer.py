@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-import jax
-
 from jvlmm.cli.options import MediaOptions
 from jvlmm.cli.pixels import checkpoint_pixels
 from jvlmm.cli.verb import Result
@@ -13,7 +11,7 @@ from jvlmm.data.example import Media
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.rollout.checkpoint import generate_answer
 from jvlmm.rollout.sampling import SamplingOptions
-from jvlmm.training.host_memory import keep_freed_memory
+from jvlmm.training.host_memory import keep_freed_memory_on_cpu
 from jvlmm.video.workers import Decoder
 
 
@@ -27,8 +25,7 @@ class GenerateOptions(MediaOptions):
 
 def answer(model: str, media: Sequence[Media], question: str, think: bool, overrides: Sequence[str]) -> Result:
     """The fields of `rollout.generator.Response` that say something of one answer."""
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
+    keep_freed_memory_on_cpu()
     options = apply_overrides(GenerateOptions(pixels=checkpoint_pixels(model)), overrides)
     processor = ProcessorOptions(
         style="think" if think else "describe",

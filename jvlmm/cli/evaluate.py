@@ -27,17 +27,14 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> Result:
     from pathlib import Path
 
-    import jax
-
     from jvlmm.cli.pixels import checkpoint_pixels
     from jvlmm.config import apply_overrides
     from jvlmm.recipes.evaluating import Evaluate
     from jvlmm.recipes.recipe import Run
     from jvlmm.recipes.sources import Source, VisionOptions
-    from jvlmm.training.host_memory import keep_freed_memory
+    from jvlmm.training.host_memory import keep_freed_memory_on_cpu
 
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
+    keep_freed_memory_on_cpu()
     stage = Evaluate(
         name="eval",
         model=args.model,

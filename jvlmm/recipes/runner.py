@@ -15,7 +15,7 @@ from jvlmm import __version__
 from jvlmm.config import apply_overrides, config_diff, to_json
 from jvlmm.errors import ConfigError, JvlmmError
 from jvlmm.recipes.recipe import Recipe, Run, load_recipe
-from jvlmm.training.host_memory import keep_freed_memory
+from jvlmm.training.host_memory import keep_freed_memory_on_cpu
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy", "av")
 
@@ -32,8 +32,7 @@ def run_recipe(
     recipe = apply_overrides(load_recipe(config_path), list(overrides))
     folder = Path(workdir if workdir is not None else recipe.workdir).expanduser().resolve()
     claim_directory(folder, replace(recipe, workdir=""))
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
+    keep_freed_memory_on_cpu()
     results: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(recipe.stages, start=1):
         done = folder / "stages" / f"{stage.name}.json"

@@ -84,15 +84,16 @@ class PretrainTower:
                 if not scene.is_image:
                     media = Media("video", str(root / scene.media))
                     seen = decode_patches(media, decoder, self.vision.frames, self.vision.pixels, config.vision)
-                    clips.append((seen.pixels, seen.grid, cell_targets(scene)))
+                    targets = cell_targets(scene)
+                    features, cells = len(seen.pixels) // config.vision.spatial_merge_size**2, len(targets)
+                    if features != cells:
+                        raise ConfigError(
+                            f"stage {self.name!r}: {features} features for {cells} cells of a clip; choose "
+                            "vision.pixels and vision.frames so that frames keep their size and every step is seen"
+                        )
+                    clips.append((seen.pixels, seen.grid, targets))
         if not clips:
             raise ConfigError(f"{root}: the split {split!r} has no clips; build it with some")
-        features, cells = len(clips[0][0]) // config.vision.spatial_merge_size**2, len(clips[0][2])
-        if features != cells:
-            raise ConfigError(
-                f"stage {self.name!r}: {features} features for {cells} cells of a clip; choose vision.pixels and "
-                "vision.frames so that frames keep their size and every step is seen"
-            )
         return clips
 
     def _f1(self, clips: Clips, config: ModelConfig, modules: dict[str, Any]) -> float:

@@ -18,3 +18,11 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 64 * 2**20))
     return mallopt is not None and all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def keep_freed_memory_on_cpu() -> None:
+    """`keep_freed_memory` where XLA computes on the host; elsewhere its temporaries are the device's."""
+    import jax  # here, for the other function also serves processes without it
+
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()

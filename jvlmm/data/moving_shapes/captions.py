@@ -4,31 +4,31 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jvlmm.data.moving_shapes.evidence import box_text, cite, growth, place, reading_order, time
-from jvlmm.data.moving_shapes.questions import corner_of
+from jvlmm.data.moving_shapes.evidence import at, box_text, cite, growth, place, reading_order, time
+from jvlmm.data.moving_shapes.questions import corner_of, pick
 from jvlmm.data.moving_shapes.scene import EVENTS, Scene, Shape, seconds
 
 _SECOND = 2  # steps
 
 
 def _objects(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    question = _pick(rng, "List all objects.", "Which objects are there, and where?")
+    question = pick(rng, "List all objects.", "Which objects are there, and where?")
     return question, "; ".join(cite(scene, shape, step) for shape, step in _first_views(scene)) + "."
 
 
 def _names(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    question = _pick(rng, "Name the objects.", "What is there?")
+    question = pick(rng, "Name the objects.", "What is there?")
     return question, ", ".join(shape.name for shape, _ in _first_views(scene)) + "."
 
 
 def _places(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    question = _pick(rng, "Where is each object at first?", "In which corner is each object at first?")
+    question = pick(rng, "Where is each object at first?", "In which corner is each object at first?")
     places = (f"{shape.name} {corner_of(shape.boxes[step], scene.size)}" for shape, step in _first_views(scene))
     return question, ", ".join(places) + "."
 
 
 def _ways(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    question = _pick(rng, "Which way does each object move?", "In which direction does each object move?")
+    question = pick(rng, "Which way does each object move?", "In which direction does each object move?")
     ways = (f"{shape.name} {shape.direction or 'stays still'}" for shape, _ in _first_views(scene))
     return question, ", ".join(ways) + "."
 
@@ -40,15 +40,15 @@ def _first_views(scene: Scene) -> list[tuple[Shape, int]]:
 def _track(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     shape = scene.shapes[rng.integers(len(scene.shapes))]
     templates = ("Track the {}.", "Where is the {} second by second?")
-    question = _pick(rng, *(("What is the box of the {}?",) if scene.is_image else templates)).format(shape.name)
+    question = pick(rng, *(("What is the box of the {}?",) if scene.is_image else templates)).format(shape.name)
     first, end = shape.visible
     steps = sorted({*range(first, end, _SECOND), end - 1})
-    views = ", ".join(f"<box>{box_text(shape.boxes[k])}</box>" + _at(scene, k) for k in steps)
+    views = ", ".join(f"<box>{box_text(shape.boxes[k])}</box>" + at(scene, k) for k in steps)
     return question, f"<obj>{shape.name}</obj>{views}."
 
 
 def _motion(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    question = _pick(rng, "Describe how the objects move.", "How does each object move?")
+    question = pick(rng, "Describe how the objects move.", "How does each object move?")
     return question, "; ".join(_motion_of(shape) for shape, _ in _first_views(scene)) + "."
 
 
@@ -67,17 +67,17 @@ def _motion_of(shape: Shape) -> str:
 def _visible(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     step = int(rng.integers(scene.steps))
     if scene.is_image:
-        question = _pick(rng, "What is visible?", "Which shapes are visible?")
+        question = pick(rng, "What is visible?", "Which shapes are visible?")
     else:
-        question = _pick(rng, "What is visible at {:.1f}s?", "Which shapes are visible at {:.1f}s?")
+        question = pick(rng, "What is visible at {:.1f}s?", "Which shapes are visible at {:.1f}s?")
     shown = [shape for shape, _ in reading_order((s, step) for s in scene.shapes if s.boxes[step])]
     places = ", ".join(f"<obj>{s.colour_at(step)} {s.kind}</obj>" + place(s, step).split("</obj>")[1] for s in shown)
     noun = "shape" if len(shown) == 1 else "shapes"
-    return question.format(seconds(step)), f"{len(shown)} {noun}{_at(scene, step)}" + (f": {places}." if shown else ".")
+    return question.format(seconds(step)), f"{len(shown)} {noun}{at(scene, step)}" + (f": {places}." if shown else ".")
 
 
 def _events(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    question = _pick(rng, "What happens in the video?", "List all events in order.")
+    question = pick(rng, "What happens in the video?", "List all events in order.")
     events = sorted(((e, s) for s, _ in _first_views(scene) for e in s.events), key=lambda pair: pair[0].step)
     if not events:
         return question, "nothing happens."
@@ -90,14 +90,6 @@ def _event_of(shape: Shape, event) -> str:
     return f"<t>{seconds(event.step):.1f}</t>s {place(shape, step)} {EVENTS[event.kind]}{new}"
 
 
-def _at(scene: Scene, step: int) -> str:
-    return "" if scene.is_image else f" at {time(step)}"
-
-
-def _pick(rng: np.random.Generator, *templates: str) -> str:
-    return templates[rng.integers(len(templates))]
-
-
 CAPTIONS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[str, str]]] = {
     "caption_objects": _objects,
     "caption_track": _track,
@@ -108,13 +100,8 @@ CAPTIONS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[str, str]]] 
     "caption_places": _places,
     "caption_ways": _ways,
 }
-STILL_CAPTIONS = (
-    "caption_objects",
-    "caption_track",
-    "caption_visible",
-    "caption_names",
-    "caption_places",
-)  # those that suit an image
+# Those that suit an image.
+STILL_CAPTIONS = ("caption_objects", "caption_track", "caption_visible", "caption_names", "caption_places")
 
 
 def caption(name: str, scene: Scene, seed: tuple[int, ...]) -> tuple[str, str]:

@@ -49,7 +49,8 @@ class Form:
     domain: Callable[[SceneOptions], tuple[str, ...]] | None = None  # all keys; None where there are too many to list
 
 
-def _pick(rng: np.random.Generator, *templates: str) -> str:
+def pick(rng: np.random.Generator, *templates: str) -> str:
+    """One of several wordings."""
     return templates[rng.integers(len(templates))]
 
 
@@ -71,7 +72,7 @@ def colour(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Ite
         step = _clear_step(scene, index)
         if step is None:
             continue
-        question = _pick(rng, "What colour is the {}?", "Which colour does the {} have?").format(shape.kind)
+        question = pick(rng, "What colour is the {}?", "Which colour does the {} have?").format(shape.kind)
         seen = f"{evidence.cite(scene, shape, step)}: the {shape.kind} is {shape.colour}"
         yield Candidate(shape.colour, question, shape.colour, seen, ((shape.name, step),), tuple(COLOURS))
 
@@ -81,7 +82,7 @@ def kind(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Itera
         step = _clear_step(scene, index)
         if step is None:
             continue
-        question = _pick(rng, "What shape is the {} object?", "Which shape does the {} object have?")
+        question = pick(rng, "What shape is the {} object?", "Which shape does the {} object have?")
         seen = f"{evidence.cite(scene, shape, step)}: the {shape.colour} object is a {shape.kind}"
         yield Candidate(shape.kind, question.format(shape.colour), shape.kind, seen, ((shape.name, step),), KINDS)
 
@@ -91,7 +92,7 @@ def count_all(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> 
     if None in steps:
         return
     medium = "image" if scene.is_image else "video"
-    question = _pick(rng, "How many shapes are there in the {}?", "Count all shapes in the {}.").format(medium)
+    question = pick(rng, "How many shapes are there in the {}?", "Count all shapes in the {}.").format(medium)
     yield _count(scene, question, [(s, k) for s, k in zip(scene.shapes, steps, strict=True)], ())
 
 
@@ -102,7 +103,7 @@ def count_at(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> I
         shown = [i for i, s in enumerate(scene.shapes) if s.boxes[step]]
         if str(len(shown)) not in numbers or not all(scene.clear(i, step) for i in shown):
             continue
-        template = _pick(rng, "How many shapes are visible at {:.1f}s?", "Count the shapes at {:.1f}s.")
+        template = pick(rng, "How many shapes are visible at {:.1f}s?", "Count the shapes at {:.1f}s.")
         question = template.format(seconds(step))
         yield _count(scene, question, [(scene.shapes[i], step) for i in shown], numbers, step)
 
@@ -126,7 +127,7 @@ def position(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> I
         quadrant = quadrant_of(shape.boxes[step], scene.size)
         if quadrant is None:
             continue
-        question = _pick(rng, "Where is the {}{}?", "In which corner is the {}{}?")
+        question = pick(rng, "Where is the {}{}?", "In which corner is the {}{}?")
         question = question.format(shape.name, _at_time(scene, step))
         seen = f"{evidence.cite(scene, shape, step)}: it is {quadrant}"
         yield Candidate(quadrant, question, quadrant, seen, ((shape.name, step),), QUADRANTS)
@@ -159,7 +160,7 @@ def _at_time(scene: Scene, step: int) -> str:
 
 def boxes(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
     for shape, step in _clear_views(scene):
-        question = _pick(rng, "Give the box of the {}{}.", "What is the box of the {}{}?")
+        question = pick(rng, "Give the box of the {}{}.", "What is the box of the {}{}?")
         answer = evidence.box_text(shape.boxes[step])
         key = f"{shape.name} {answer}"
         question = question.format(shape.name, _at_time(scene, step))
@@ -175,7 +176,7 @@ def direction(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> 
         way = max(abs(a - b) for a, b in zip(shape.boxes[first], shape.boxes[last], strict=True))
         if way < scene.size / 10 or not (scene.clear(index, first) and scene.clear(index, last)):
             continue
-        question = _pick(rng, "Which way does the {} move?", "In which direction does the {} move?").format(shape.name)
+        question = pick(rng, "Which way does the {} move?", "In which direction does the {} move?").format(shape.name)
         seen = f"{evidence.cite_two(shape, first, last)}: {evidence.growth(shape.direction)}, so it moves "
         cited = ((shape.name, first), (shape.name, last))
         yield Candidate(shape.direction, question, shape.direction, seen + shape.direction, cited, choices)
@@ -192,7 +193,7 @@ def speed(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iter
             key = _compare_speeds(one.speed, two.speed)
             if key is None:
                 continue
-            template = _pick(rng, "Which moves faster, {} or {}?", "Which is faster, {} or {}?")
+            template = pick(rng, "Which moves faster, {} or {}?", "Which is faster, {} or {}?")
             texts = {"first": _the(one), "second": _the(two), "same": "both the same", "neither": "neither moves"}
             distances = (round(s.speed * (window[1] - window[0])) for s in (one, two))
             views = evidence.cite_two(one, *window), evidence.cite_two(two, *window, times=False)
@@ -234,7 +235,7 @@ def event(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iter
             steps = evidence.event_steps(happening)
             if not 2 <= happening.step <= scene.steps - 3 or not all(scene.clear(index, k) for k in steps):
                 continue  # nearer to the ends, not every kind of event can be
-            question = _pick(rng, "What happens to the {} at {:.1f}s?", "What does the {} do at {:.1f}s?")
+            question = pick(rng, "What happens to the {} at {:.1f}s?", "What does the {} do at {:.1f}s?")
             question = question.format(shape.name, seconds(happening.step))
             answer = f"it {EVENTS[happening.kind]}"
             seen = f"{evidence.cite_event(scene, shape, happening)}, so {answer}"
@@ -265,7 +266,7 @@ def _event_clear(scene: Scene, index: int, happening) -> bool:
 def _order(rng, one: Shape, two: Shape, kind_one: str, kind_two: str, key: str, steps) -> Candidate:
     happenings = [f"{_the(s)} {EVENTS[k]}" for s, k in ((one, kind_one), (two, kind_two))]
     texts = {"first": happenings[0], "second": happenings[1], "same": "both at once", "neither": "neither happens"}
-    question = _pick(rng, "What happens first: {} or {}?", "Which comes first: {} or {}?").format(*happenings)
+    question = pick(rng, "What happens first: {} or {}?", "Which comes first: {} or {}?").format(*happenings)
     if steps is None:
         facts = [f"<obj>{s.name}</obj> {EVENTS[k]}: never" for s, k in ((one, kind_one), (two, kind_two))]
         seen, cited = f"{', '.join(facts)}, so neither happens", ()
@@ -282,10 +283,10 @@ def span(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Itera
     for index, shape in enumerate(scene.shapes):
         first, last = shape.visible[0], shape.visible[1] - 1
         if (first, last) != (0, scene.steps - 1):
-            question = _pick(rng, "When is the {} visible?", "From when to when is the {} visible?")
+            question = pick(rng, "When is the {} visible?", "From when to when is the {} visible?")
             yield from _span(scene, index, question, (first, last), last + 1, ("appears", "vanishes"))
         elif shape.moving and all(e.kind != "bounce" for e in shape.events):
-            question = _pick(rng, "When does the {} move?", "From when to when does the {} move?")
+            question = pick(rng, "When does the {} move?", "From when to when does the {} move?")
             end = scene.steps if shape.moving[1] == last else shape.moving[1]
             yield from _span(scene, index, question, shape.moving, end, ("starts moving", "stops moving"))
 
