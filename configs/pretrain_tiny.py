@@ -17,10 +17,10 @@ from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.video.budget import PixelOptions
 
 VISION = VisionOptions(
-    pixels=PixelOptions(min_pixels=784, max_pixels=3136, video_min_pixels=784, video_max_pixels=3136),
+    pixels=PixelOptions(min_pixels=784, max_pixels=7056, video_min_pixels=784, video_max_pixels=7056),
     workers=0,  # decode in this process: we drew these files ourselves
     fold=True,
-    cache_bytes=2 * 2**30,
+    cache_bytes=4 * 2**30,
 )
 BRIEF = ("attribute", "count", "position", "direction", "speed", "order", "event")  # answered in a few words
 
@@ -73,7 +73,7 @@ def recipe() -> Recipe:
             NewModel(name="new", preset="tiny", vocab_size=1024),
             PretrainTower(
                 model="stage:new",
-                steps=2000,
+                steps=2500,
                 vision=VISION,
                 optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
             ),

@@ -22,7 +22,7 @@ from jvlmm.video.budget import PixelOptions
 
 BASE = str(Path(jvlmm.__file__).parent / "assets" / "tiny")
 VISION = VisionOptions(
-    pixels=PixelOptions(min_pixels=784, max_pixels=3136, video_min_pixels=784, video_max_pixels=3136),
+    pixels=PixelOptions(min_pixels=784, max_pixels=7056, video_min_pixels=784, video_max_pixels=7056),
     workers=0,  # decode in this process: we drew these files ourselves
     fold=True,
     cache_bytes=2**30,

@@ -1,7 +1,7 @@
 """Several questions about the same media asked in one row, so that the media are encoded once for all of them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import SupportsIndex
 
@@ -14,14 +14,16 @@ class Conversations(Sequence):
     """Examples joined into conversations of at most `turns` questions about the same media.
 
     `seed` decides which question follows which. A conversation is its last question, with the ones before as
-    `earlier`. The media of all rows are read once, to group them.
+    `earlier`. `media_keys` are equal for rows about the same media; without them every row is read once for its media.
     """
 
-    def __init__(self, rows: Sequence[Example], turns: int, seed: int = 0):
+    def __init__(
+        self, rows: Sequence[Example], turns: int, seed: int = 0, media_keys: Sequence[Hashable] | None = None
+    ):
         self._rows = rows
         groups = defaultdict(list)
-        for k in range(len(rows)):
-            groups[rows[k].media].append(k)
+        for k, key in enumerate(media_keys if media_keys is not None else (row.media for row in rows)):
+            groups[key].append(k)
         rng = np.random.default_rng(seed)
         self._members = [
             members[start : start + turns]

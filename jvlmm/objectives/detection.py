@@ -9,7 +9,7 @@ import optax
 
 _BOX_WEIGHT = 1.25  # of the distance summed over four coordinates, against the cross-entropy summed over classes
 _MOTION_WEIGHT = 1.0
-_MOTION_UNIT = 14.0  # motions are told in shares of the frame divided by this, so that common ones are about 1
+_MOTION_UNIT = 12.0  # motions are told in shares of the frame divided by this, so that common ones are about 1
 
 
 def num_outputs(classes: int, frames: int) -> int:
@@ -18,7 +18,7 @@ def num_outputs(classes: int, frames: int) -> int:
 
 
 def detection_loss(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Binary cross-entropy of the presence of each class, and L1 of box and motion where there is an object.
+    """Binary cross-entropy of the presence of each class, L1 of the box and squared error of the motion of an object.
 
     Args:
         outputs: float32 [N, num_outputs(classes, frames)]: logits of the presence by frame, boxes (x1, y1, x2, y2) by
@@ -32,9 +32,9 @@ def detection_loss(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, j
     logits, boxes, motion = _split(outputs, targets)
     present, visible, wanted = targets[..., :-5], targets[..., -5], targets[..., -4:]
     presence = optax.sigmoid_binary_cross_entropy(logits, present).sum()
-    box = _mean_distance(boxes, wanted, visible)
+    box = _mean(jnp.abs(boxes - wanted).sum(-1), visible)
     way = (wanted[:, -1, :2] - wanted[:, 0, :2]) * _MOTION_UNIT
-    moved = _mean_distance(motion, way, visible[:, 0] * visible[:, -1])
+    moved = _mean(jnp.square(motion - way).sum(-1), visible[:, 0] * visible[:, -1])
     count = jnp.float32(len(outputs))
     return presence + (_BOX_WEIGHT * box + _MOTION_WEIGHT * moved) * count, count
 
@@ -53,6 +53,6 @@ def _split(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array
     return logits.reshape(count, frames, classes), boxes.reshape(count, frames, 4), motion
 
 
-def _mean_distance(outputs: jax.Array, targets: jax.Array, present: jax.Array) -> jax.Array:
-    """L1 summed over the last axis, averaged where `present` is 1."""
-    return (jnp.abs(outputs - targets).sum(-1) * present).sum() / jnp.maximum(present.sum(), 1)
+def _mean(values: jax.Array, present: jax.Array) -> jax.Array:
+    """The mean where `present` is 1."""
+    return (values * present).sum() / jnp.maximum(present.sum(), 1)

@@ -33,7 +33,7 @@ class NewModel:
     preset: str = "tiny"
     data: str = "stage:data"
     vocab_size: int = 1024
-    pixels: tuple[int, int] = (784, 3136)  # fewest and most of an image, written into its processor's settings
+    pixels: tuple[int, int] = (784, 7056)  # fewest and most of an image, written into its processor's settings
 
     def run(self, run: Run) -> dict[str, Any]:
         import jax

@@ -1,13 +1,15 @@
 """What stages read: data sets by path, and how their media are seen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.concatenation import Concatenation
 from jvlmm.data.conversations import Conversations
-from jvlmm.data.example import AnswerType
-from jvlmm.data.moving_shapes import caption_examples, direct, load, open_ended
+from jvlmm.data.example import AnswerType, Example
+from jvlmm.data.moving_shapes import caption_examples, direct, load, named, open_ended
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.prompts import Style
 from jvlmm.data.records import read_records
@@ -19,19 +21,22 @@ from jvlmm.video.limits import Limits
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
 
+_CHANGES = {"answer": direct, "named": named, "open": open_ended}  # of a row, by view
+
 
 @dataclass(frozen=True)
 class Source:
     """Examples of one split of a Moving Shapes folder, or of one neutral JSONL file.
 
-    `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, the answer to the
-    `open` question without options, or the `captions` of its scene (the last only of Moving Shapes). `turns`
-    above 1 asks so many questions about the same media in one conversation. `repeat` makes a source weigh more.
+    `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, its answer `named` by
+    the option's text before the letter, the answer to the `open` question without options, or the `captions` of its
+    scene (the last only of Moving Shapes). `turns` above 1 asks so many questions about the same media in one
+    conversation. `repeat` makes a source weigh more.
     """
 
     path: str  # or stage:NAME
     split: str = "train"
-    view: Literal["response", "answer", "open", "captions"] = "response"
+    view: Literal["response", "answer", "named", "open", "captions"] = "response"
     question_types: tuple[str, ...] = ()  # or kinds of captions; () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None
@@ -81,18 +86,24 @@ def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenati
         records = read_records(path)
         for rejected in records.rejected:
             rejections.add(rejected)
-        rows = records.examples[: source.limit]
-    elif source.view == "captions":
-        rows = caption_examples(path, source.split, source.question_types or None, limit=source.limit)
+        rows, keys = records.examples[: source.limit], None
+        if source.answer_types:
+            rows = [row for row in rows if row.answer_type in source.answer_types]
     else:
-        rows = load(path, source.split, question_types=source.question_types or None, limit=source.limit)
-    if source.answer_types:
-        rows = [row for row in rows if row.answer_type in source.answer_types]
-    if source.view in ("answer", "open"):
-        rows = Concatenation([rows], change=direct if source.view == "answer" else open_ended)
+        rows = _moving_shapes(path, source)
+        keys = rows.media_keys
+    if source.view in _CHANGES:
+        rows = Concatenation([rows], change=_CHANGES[source.view])
     if source.turns > 1:
-        rows = Conversations(rows, source.turns, run.seed)
+        rows = Conversations(rows, source.turns, run.seed, keys)
     return Concatenation([rows] * source.repeat)
+
+
+def _moving_shapes(path: Path, source: Source) -> Sequence[Example]:
+    if source.view == "captions":
+        return caption_examples(path, source.split, source.question_types or None, limit=source.limit)
+    types, forms = source.question_types or None, source.answer_types or None
+    return load(path, source.split, question_types=types, answer_types=forms, limit=source.limit)
 
 
 def open_sources(run: Run, sources: tuple[Source, ...], rejections: Rejections) -> Concatenation:

@@ -70,7 +70,7 @@ def test_videos_are_h264_and_show_what_the_ground_truth_says(examples):
             assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
             assert stream.average_rate == Fraction(4)
         frames = decode(path)
-        assert frames.shape == (2 * scene["steps"], 56, 56, 3)
+        assert frames.shape == (2 * scene["steps"], 84, 84, 3)
         for index, frame in enumerate(frames):
             _check_frame(frame, scene, step=index // 2)
 
@@ -91,7 +91,7 @@ def _check_frame(frame, scene, step):
         if box is None:
             continue
         x1, y1, x2, y2 = box
-        assert 0 <= x1 < x2 <= 56 and 0 <= y1 < y2 <= 56
+        assert 0 <= x1 < x2 <= 84 and 0 <= y1 < y2 <= 84
         empty[max(y1 - 2, 0) : y2 + 2, max(x1 - 2, 0) : x2 + 2] = False
         x, y = (x1 + x2) // 2, (y1 + y2) // 2
         if any(b and b[0] - 2 <= x < b[2] + 2 and b[1] - 2 <= y < b[3] + 2 for b in boxes[index + 1 :]):
@@ -134,8 +134,8 @@ def _expected_answer(example):
         return track["colour"] if track["kind"] in words else track["kind"]
     if example.question_type == "position":
         x, y = _centre(shapes[0]["boxes"][step])
-        assert min(abs(x - 28), abs(y - 28)) >= 5
-        return QUADRANTS[2 * (y > 28) + (x > 28)]
+        assert min(abs(x - 42), abs(y - 42)) >= 8
+        return QUADRANTS[2 * (y > 42) + (x > 42)]
     if example.question_type == "boxes":
         return "[{},{},{},{}]".format(*shapes[0]["boxes"][step])
     if example.question_type == "direction":

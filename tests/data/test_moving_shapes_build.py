@@ -151,6 +151,9 @@ def test_unknown_names_are_refused(tmp_path):
         ({"scenes": moving_shapes.SceneOptions(min_shapes=4, max_shapes=2)}, "scenes.max_shapes=2"),
         ({"scenes": moving_shapes.SceneOptions(min_seconds=4.3)}, "scenes.min_seconds=4.3"),
         ({"scenes": moving_shapes.SceneOptions(directions=6)}, "scenes.directions=6"),
+        ({"scenes": moving_shapes.SceneOptions(lattice_pixels=0)}, "scenes.lattice_pixels=0"),
+        ({"scenes": moving_shapes.SceneOptions(max_shape_pixels=18)}, "scenes.max_shape_pixels=18"),
+        ({"scenes": moving_shapes.SceneOptions(speeds=(7, 10))}, "scenes.speeds"),
     ],
 )
 def test_impossible_options_are_named(change, named):
@@ -163,8 +166,9 @@ def test_larger_frames_and_four_shapes(tmp_path):
     moving_shapes.build(tmp_path, replace(SMALL, size=112, fps=8, scenes=scenes))
     scene = moving_shapes.load(tmp_path, "train")[0].meta["scene"]
     assert scene["size"] == 112 and len(scene["tracks"]) == 4
-    widths = {box[2] - box[0] for track in scene["tracks"] for box in track["boxes"] if box}
-    assert min(widths) >= 24 and max(widths) <= 36
+    boxes = [box for track in scene["tracks"] for box in track["boxes"] if box]
+    assert {box[2] - box[0] for box in boxes} <= {18, 27}
+    assert all(value % 9 == 0 for box in boxes for value in box)  # the lattice of 7 pixels, grown with the frame
 
 
 def test_needs_no_tensorflow_and_no_jax(tmp_path):

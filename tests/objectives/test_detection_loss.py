@@ -18,7 +18,7 @@ def _targets():
 def test_hand_worked():
     total, count = detection_loss(np.zeros((1, num_outputs(2, 2)), np.float32), _targets())
     boxes = 1.25 * (1.0 + 1.2) / 2
-    motion = 14 * 0.1
+    motion = (12 * 0.1) ** 2
     np.testing.assert_allclose(total, 4 * np.log(2) + boxes + motion, rtol=1e-6)
     assert count == 1
 
@@ -26,7 +26,7 @@ def test_hand_worked():
 def test_perfect_outputs_cost_nothing_and_find_everything():
     targets = _targets()
     logits = np.where(targets[..., :2] > 0, 30, -30).reshape(1, 4)
-    outputs = np.concatenate([logits, targets[..., -4:].reshape(1, 8), [[1.4, 0]]], axis=-1).astype(np.float32)
+    outputs = np.concatenate([logits, targets[..., -4:].reshape(1, 8), [[1.2, 0]]], axis=-1).astype(np.float32)
     total, _ = detection_loss(outputs, targets)
     np.testing.assert_allclose(total, 0, atol=1e-6)
     assert detection_f1(outputs, targets) == 1

@@ -26,7 +26,7 @@ from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.video.budget import PixelOptions
 
 DATA = {data!r}
-VISION = VisionOptions(pixels=PixelOptions(784, 3136, 784, 3136), workers=0, fold=True)
+VISION = VisionOptions(pixels=PixelOptions(784, 7056, 784, 7056), workers=0, fold=True)
 
 
 def recipe():

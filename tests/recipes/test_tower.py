@@ -22,7 +22,7 @@ STAGE = PretrainTower(
     data="data",
     steps=12,
     batch_size=4,
-    vision=VisionOptions(pixels=PixelOptions(784, 3136, 784, 3136), workers=0),
+    vision=VisionOptions(pixels=PixelOptions(784, 7056, 784, 7056), workers=0),
     optimizer=OptimizerOptions(learning_rate=3e-3),
     log_every=1,
     checkpoint_every=4,

@@ -2,6 +2,16 @@
 
 from jvlmm.data.moving_shapes.dataset import build
 from jvlmm.data.moving_shapes.options import MovingShapesOptions, SceneOptions
-from jvlmm.data.moving_shapes.reading import caption_examples, direct, load, open_ended, scenes
+from jvlmm.data.moving_shapes.reading import caption_examples, direct, load, named, open_ended, scenes
 
-__all__ = ["MovingShapesOptions", "SceneOptions", "build", "caption_examples", "direct", "load", "open_ended", "scenes"]
+__all__ = [
+    "MovingShapesOptions",
+    "SceneOptions",
+    "build",
+    "caption_examples",
+    "direct",
+    "load",
+    "named",
+    "open_ended",
+    "scenes",
+]

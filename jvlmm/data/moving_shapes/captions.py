@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jvlmm.data.moving_shapes.evidence import at, box_text, cite, growth, place, reading_order, time
+from jvlmm.data.moving_shapes.evidence import at, box_text, cite, growth, named, place, reading_order, time
 from jvlmm.data.moving_shapes.questions import corner_of, pick
 from jvlmm.data.moving_shapes.scene import EVENTS, Scene, Shape, seconds
 
@@ -44,24 +44,22 @@ def _track(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     first, end = shape.visible
     steps = sorted({*range(first, end, _SECOND), end - 1})
     views = ", ".join(f"<box>{box_text(shape.boxes[k])}</box>" + at(scene, k) for k in steps)
-    return question, f"<obj>{shape.name}</obj>{views}."
+    return question, f"{named(shape)}{views}."
 
 
 def _motion(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    question = pick(rng, "Describe how the objects move.", "How does each object move?")
-    return question, "; ".join(_motion_of(shape) for shape, _ in _first_views(scene)) + "."
-
-
-def _motion_of(shape: Shape) -> str:
+    shape = scene.shapes[rng.integers(len(scene.shapes))]
+    question = pick(rng, "Describe how the {} moves.", "How does the {} move?").format(shape.name)
     first, last = shape.visible[0], shape.visible[1] - 1
     turn = next((e.step for e in shape.events if e.kind == "bounce"), None)
     views = (first, last) if turn is None else (first, turn, last)
     boxes = ", ".join(f"<box>{box_text(shape.boxes[k])}</box> at {time(k)}" for k in views)
     if shape.direction is None:
-        return f"<obj>{shape.name}</obj>{boxes}: stays still"
+        return question, f"{named(shape)}{boxes}: stays still."
     bounced = f", bounces at {time(turn)}" if turn is not None else ""
     pixels = f"{round(2 * shape.speed)} pixels a second"
-    return f"<obj>{shape.name}</obj>{boxes}: {growth(shape.direction)}, moves {shape.direction}, {pixels}{bounced}"
+    way = f"{growth(shape.direction)}, moves {shape.direction}, {pixels}{bounced}"
+    return question, f"{named(shape)}{boxes}: {way}."
 
 
 def _visible(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:

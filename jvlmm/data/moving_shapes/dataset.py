@@ -1,6 +1,6 @@
 """Building Moving Shapes in a folder: media files, records, and a description that says they are complete.
 
-<folder>/dataset.json        options, counts, question types in order; written last
+<folder>/dataset.json        options, counts, form and scene of every question in order; written last
 <folder>/videos/*.mp4        H.264
 <folder>/images/*.png
 <folder>/records/            TFDS array_record: scenes and questions of every split
@@ -24,7 +24,7 @@ from jvlmm.data.moving_shapes.render import write_media
 from jvlmm.data.moving_shapes.scene import Scene, scene_to_dict
 from jvlmm.errors import DataError
 
-FORMAT_VERSION = 2  # raised whenever equal options would give other data
+FORMAT_VERSION = 3  # raised whenever equal options would give other data
 DESCRIPTION = "dataset.json"
 _MARKER = ".incomplete"  # present from the first file to the last
 _PARTS = ("videos", "images", "records")
@@ -51,8 +51,8 @@ def build(out_dir: str | Path, options: MovingShapesOptions | None = None, worke
         )
     try:
         _prepare_folder(root)
-        counts, question_types = _write_parts(root, options, workers)
-        _write_json(root / DESCRIPTION, {**identity, "counts": counts, "question_types": question_types})
+        counts, questions = _write_parts(root, options, workers)
+        _write_json(root / DESCRIPTION, {**identity, "counts": counts, "questions": questions})
         (root / _MARKER).unlink()
     except (OSError, av.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -86,7 +86,8 @@ def _prepare_folder(root: Path) -> None:
         (root / part).mkdir()
 
 
-def _write_parts(root: Path, options: MovingShapesOptions, workers: int) -> tuple[Counts, dict[str, list[str]]]:
+def _write_parts(root: Path, options: MovingShapesOptions, workers: int) -> tuple[Counts, dict[str, list]]:
+    """Counts by split, and the form and scene of every question: what is chosen by needs no reading of records."""
     counts: Counts = {}
     scenes: dict[str, list[dict[str, str]]] = {}
     questions: dict[str, list[dict[str, Any]]] = {}
@@ -100,7 +101,7 @@ def _write_parts(root: Path, options: MovingShapesOptions, workers: int) -> tupl
             numbers = {"clips": clips, "images": images, "questions": types.total()}
             counts[split] = {**numbers, "types": dict(sorted(types.items()))}
     _write_records(root, scenes, questions)
-    return counts, {split: [r["question_type"] for r in records] for split, records in questions.items()}
+    return counts, {split: [(r["form"], r["scene"]) for r in records] for split, records in questions.items()}
 
 
 def _write_split(root: Path, options: MovingShapesOptions, split: str, pool: Executor):

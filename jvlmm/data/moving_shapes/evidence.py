@@ -17,8 +17,12 @@ def at(scene: Scene, step: int) -> str:
     return "" if scene.is_image else f" at {time(step)}"
 
 
+def named(shape: Shape) -> str:
+    return f"<obj>{shape.name}</obj>"
+
+
 def place(shape: Shape, step: int) -> str:
-    return f"<obj>{shape.name}</obj><box>{box_text(shape.boxes[step])}</box>"
+    return f"{named(shape)}<box>{box_text(shape.boxes[step])}</box>"
 
 
 def cite(scene: Scene, shape: Shape, step: int) -> str:
@@ -63,4 +67,4 @@ def cite_event(scene: Scene, shape: Shape, event: Event) -> str:
         colours = shape.colour, shape.recolour[1]
         return f"{place(shape, event.step - 1)} is {colours[0]} at {before}, {colours[1]} at {after}"
     boxes = [f"<box>{box_text(shape.boxes[k])}</box> at {time(k)}" for k in event_steps(event)]
-    return f"<obj>{shape.name}</obj>{', '.join(boxes)}"
+    return f"{named(shape)}{', '.join(boxes)}"

@@ -14,7 +14,7 @@ _MOVING_SHARE = 0.7  # of shapes whose profile does not decide whether they move
 _ALL_STILL_SHARE = 0.1  # of scenes in which nothing moves: without them "neither moves" is rare
 _ONE_SPEED_SHARE = 0.2  # of scenes in which all that moves is equally fast
 _SAME_TIME_SHARE = 0.3  # of events placed at the time of another shape's event
-_REFERENCE_SIZE = 56
+_REFERENCE_SIZE = 84
 _SHAPE_TRIES = 40
 _SCENE_TRIES = 100
 
@@ -72,21 +72,24 @@ def _overlap(shape: Shape, other: Shape) -> float:
 
 
 def _random_shape(rng, options: SceneOptions, size: int, steps: int, colour: str, spare, event_steps) -> Shape:
-    scale = size / _REFERENCE_SIZE
-    low, high = round(options.min_shape_pixels * scale), round(options.max_shape_pixels * scale)
-    width = int(rng.integers(low, high + 1))
+    unit = max(round(options.lattice_pixels * size / _REFERENCE_SIZE), 1)
+    smallest, largest, *speeds = (
+        pixels // options.lattice_pixels
+        for pixels in (options.min_shape_pixels, options.max_shape_pixels, *options.speeds)
+    )
+    width = int(rng.integers(smallest, largest + 1))
     kind = KINDS[rng.integers(len(KINDS))]
     profile = _random_profile(rng, options, steps, bool(spare))
     visible, moving, turn, recolour_step = _random_times(rng, profile, steps, event_steps)
-    room = size - width
-    speeds = [round(s * scale) for s in options.speeds]
-    moving, turn, speed = _fitting_speed(rng, moving, turn, speeds, room)
+    room = size // unit - width
+    moving, turn, speed = _fitting_motion(rng, moving, turn, speeds, room)
     direction = list(DIRECTIONS)[rng.integers(options.directions)] if moving else None
-    xy = _random_path(rng, steps, room, direction, speed, moving, turn)
-    boxes = tuple((x, y, x + width, y + width) if visible[0] <= k < visible[1] else None for k, (x, y) in enumerate(xy))
+    path = [(x * unit, y * unit) for x, y in _random_path(rng, steps, room, direction, speed, moving, turn)]
+    seen, side = range(*visible), width * unit
+    boxes = tuple((x, y, x + side, y + side) if k in seen else None for k, (x, y) in enumerate(path))
     events = _events(visible, moving, turn, recolour_step, steps)
     recolour = (recolour_step, str(spare[rng.integers(len(spare))])) if recolour_step is not None else None
-    distance = speed * float(np.hypot(*DIRECTIONS[direction])) if direction else 0.0
+    distance = speed * unit * float(np.hypot(*DIRECTIONS[direction])) if direction else 0.0
     return Shape(kind, colour, boxes, direction, round(distance, 3), moving, recolour, events)
 
 
@@ -126,19 +129,22 @@ def _random_times(rng, profile: str, steps: int, event_steps: list[int]):
     return visible, moving, None, step(1, last) if profile == "recolour" else None
 
 
-def _fitting_speed(rng, moving, turn, speeds: list[int], room: int):
-    """A speed whose way fits into the frame; a motion too long for any becomes none."""
+def _fitting_motion(rng, moving, turn, speeds: list[int], room: int):
+    """A speed whose way fits into the frame. A motion too long for any stops earlier, or is none where it turns."""
     if moving is None:
         return None, None, 0
     begin, end = moving
     longest = max(turn - begin, end - turn) if turn is not None else end - begin
-    fitting = [s for s in speeds if s * longest <= room] or [room // longest]
-    speed = int(fitting[rng.integers(len(fitting))])
-    return (moving, turn, speed) if speed else (None, None, 0)
+    fitting = [s for s in speeds if s * longest <= room]
+    if not fitting and turn is None:
+        fitting = [min(speeds)]
+        end = begin + room // min(speeds)
+    speed = int(fitting[rng.integers(len(fitting))]) if fitting else 0
+    return ((begin, end), turn, speed) if speed else (None, None, 0)
 
 
 def _random_path(rng, steps: int, room: int, direction, speed: int, moving, turn) -> list[tuple[int, int]]:
-    """Top left corner at every step; a bouncing shape touches the wall at its turning step."""
+    """Top left corner at every step, in units of the lattice; a bouncing shape touches the wall at its turning step."""
     if direction is None:
         x, y = (int(v) for v in rng.integers(0, room + 1, 2))
         return [(x, y)] * steps

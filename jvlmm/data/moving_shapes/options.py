@@ -12,28 +12,27 @@ SPLITS = ("train", "validation", "test", "test_hard")
 
 @dataclass(frozen=True)
 class SceneOptions:
-    """Difficulty of one family of scenes; lengths in pixels are for a frame of 56 pixels and grow with `size`."""
+    """Difficulty of one family of scenes; lengths in pixels are for a frame of 84 pixels and grow with `size`."""
 
     min_shapes: int = 1
     max_shapes: int = 3
-    min_shape_pixels: int = 12
-    max_shape_pixels: int = 18
+    lattice_pixels: int = 7  # boxes begin and end on multiples of it: the coarser, the easier they are told
+    min_shape_pixels: int = 14
+    max_shape_pixels: int = 21
     min_seconds: int = 4  # whole seconds, so that a sampler's even number of frames meets every state
     max_seconds: int = 4
     directions: int = 4  # 4: along the axes; 8: diagonals too
-    speeds: tuple[int, ...] = (2, 3, 5)  # pixels per step of half a second
+    speeds: tuple[int, ...] = (7, 14)  # pixels per step of half a second
     plain_share: float = 0.35  # share of shapes without any event
 
 
 HARD_SCENES = SceneOptions(
     min_shapes=3,
     max_shapes=5,
-    min_shape_pixels=9,
-    max_shape_pixels=13,
+    max_shape_pixels=14,
     min_seconds=6,
     max_seconds=8,
     directions=8,
-    speeds=(1, 2, 4),
     plain_share=0.3,
 )
 
@@ -43,7 +42,7 @@ class MovingShapesOptions:
     """Everything that decides the annotations and the pixels; two equal options give equal datasets."""
 
     seed: int = 0
-    size: int = 56  # width and height in pixels, a multiple of 28
+    size: int = 84  # width and height in pixels, a multiple of 28
     fps: int = 4  # frames per second of the files, even
     crf: int = 12  # H.264 constant rate factor: lower is crisper
     questions_per_clip: int = 4
@@ -99,11 +98,13 @@ def _require(name: str, value: object, holds: bool, allowed: str) -> None:
 
 
 def _check_scenes(name: str, scenes: SceneOptions) -> None:
+    unit, low, high = scenes.lattice_pixels, scenes.min_shape_pixels, scenes.max_shape_pixels
+    _require(f"{name}.lattice_pixels", unit, 1 <= unit <= 14, "1 to 14")
     checks = (
         ("min_shapes", 1 <= scenes.min_shapes <= 5, "1 to 5"),
         ("max_shapes", scenes.min_shapes <= scenes.max_shapes <= 5, "min_shapes to 5"),
-        ("min_shape_pixels", 6 <= scenes.min_shape_pixels <= 20, "6 to 20"),
-        ("max_shape_pixels", scenes.min_shape_pixels <= scenes.max_shape_pixels <= 20, "min_shape_pixels to 20"),
+        ("min_shape_pixels", 9 <= low <= 28 and low % unit == 0, f"9 to 28, a multiple of {unit}"),
+        ("max_shape_pixels", low <= high <= 28 and high % unit == 0, f"min_shape_pixels to 28, a multiple of {unit}"),
         ("min_seconds", scenes.min_seconds >= 4 and scenes.min_seconds % 1 == 0, "whole seconds from 4"),
         (
             "max_seconds",
@@ -111,7 +112,11 @@ def _check_scenes(name: str, scenes: SceneOptions) -> None:
             "min_seconds to 16",
         ),
         ("directions", scenes.directions in (4, 8), "4 or 8"),
-        ("speeds", bool(scenes.speeds) and all(1 <= s <= 8 for s in scenes.speeds), "numbers from 1 to 8"),
+        (
+            "speeds",
+            bool(scenes.speeds) and all(1 <= s <= 14 and s % unit == 0 for s in scenes.speeds),
+            f"numbers from 1 to 14, multiples of {unit}",
+        ),
         ("plain_share", 0 <= scenes.plain_share < 1, "at least 0 and below 1"),
     )
     for field_name, holds, allowed in checks:

@@ -73,7 +73,7 @@ def colour(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Ite
         if step is None:
             continue
         question = pick(rng, "What colour is the {}?", "Which colour does the {} have?").format(shape.kind)
-        seen = f"{evidence.cite(scene, shape, step)}: the {shape.kind} is {shape.colour}"
+        seen = f"{evidence.named(shape)}: the {shape.kind} is {shape.colour}"
         yield Candidate(shape.colour, question, shape.colour, seen, ((shape.name, step),), tuple(COLOURS))
 
 
@@ -83,7 +83,7 @@ def kind(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Itera
         if step is None:
             continue
         question = pick(rng, "What shape is the {} object?", "Which shape does the {} object have?")
-        seen = f"{evidence.cite(scene, shape, step)}: the {shape.colour} object is a {shape.kind}"
+        seen = f"{evidence.named(shape)}: the {shape.colour} object is a {shape.kind}"
         yield Candidate(shape.kind, question.format(shape.colour), shape.kind, seen, ((shape.name, step),), KINDS)
 
 
@@ -112,8 +112,7 @@ def _count(scene, question: str, shown: list[tuple[Shape, int]], numbers, step: 
     shown = evidence.reading_order(shown)
     total = str(len(shown))
     when = "" if step is None or not shown else f" at {evidence.time(step)}"
-    places = [f"{evidence.place(s, k)}{evidence.at(scene, k) if step is None else ''}" for s, k in shown]
-    seen = ", ".join(places) if shown else f"nothing is visible at {evidence.time(step)}"
+    seen = ", ".join(evidence.named(s) for s, _ in shown) if shown else f"nothing is visible at {evidence.time(step)}"
     noun = "shape" if total == "1" else "shapes"
     return Candidate(total, question, total, f"{seen}{when}: {total} {noun}", _names(shown), numbers, str(step))
 
@@ -235,6 +234,8 @@ def event(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iter
             steps = evidence.event_steps(happening)
             if not 2 <= happening.step <= scene.steps - 3 or not all(scene.clear(index, k) for k in steps):
                 continue  # nearer to the ends, not every kind of event can be
+            if [e.step for e in shape.events].count(happening.step) > 1:
+                continue  # a colour may change just where a motion ends
             question = pick(rng, "What happens to the {} at {:.1f}s?", "What does the {} do at {:.1f}s?")
             question = question.format(shape.name, seconds(happening.step))
             answer = f"it {EVENTS[happening.kind]}"
@@ -268,12 +269,12 @@ def _order(rng, one: Shape, two: Shape, kind_one: str, kind_two: str, key: str, 
     texts = {"first": happenings[0], "second": happenings[1], "same": "both at once", "neither": "neither happens"}
     question = pick(rng, "What happens first: {} or {}?", "Which comes first: {} or {}?").format(*happenings)
     if steps is None:
-        facts = [f"<obj>{s.name}</obj> {EVENTS[k]}: never" for s, k in ((one, kind_one), (two, kind_two))]
+        facts = [f"{evidence.named(s)} {EVENTS[k]}: never" for s, k in ((one, kind_one), (two, kind_two))]
         seen, cited = f"{', '.join(facts)}, so neither happens", ()
     else:
         views = ((one, kind_one, steps[0]), (two, kind_two, steps[1]))
         cited = tuple((s.name, step - (k == "vanish")) for s, k, step in views)  # where the shape can be seen
-        facts = [f"<obj>{s.name}</obj> {EVENTS[k]} at {evidence.time(step)}" for s, k, step in views]
+        facts = [f"{evidence.named(s)} {EVENTS[k]} at {evidence.time(step)}" for s, k, step in views]
         end = {"same": "both at once", "first": f"{_the(one)} is first", "second": f"{_the(two)} is first"}[key]
         seen = f"{', '.join(facts)}, so {end}"
     return Candidate(key, question, texts[key], seen, cited, tuple(texts.values()), f"{kind_one} {kind_two}")
@@ -300,7 +301,7 @@ def _span(scene: Scene, index: int, question: str, cited: tuple[int, int], end: 
     first_verb = verbs[0] if begin else "is there" if verbs[0] == "appears" else "moves"
     last_verb = verbs[1] if end < scene.steps else "goes on to the end,"
     seen = (
-        f"<obj>{shape.name}</obj><box>{evidence.box_text(shape.boxes[begin])}</box> {first_verb} at "
+        f"{evidence.place(shape, begin)} {first_verb} at "
         f"{evidence.time(begin)}, <box>{evidence.box_text(shape.boxes[cited[1]])}</box> {last_verb} at "
         f"{evidence.time(end)}"
     )

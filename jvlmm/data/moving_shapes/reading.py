@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from jvlmm.data.example import Example, Media
+from jvlmm.data.example import AnswerType, Example, Media
 from jvlmm.data.moving_shapes.captions import CAPTIONS, STILL_CAPTIONS, caption
 from jvlmm.data.moving_shapes.dataset import read_description
 from jvlmm.data.moving_shapes.options import is_image
@@ -27,6 +27,12 @@ class Questions(Sequence):
     scenes: Sequence
     questions: Sequence
     rows: tuple[int, ...]
+    scene_of: tuple[int, ...]  # the scene of every row of the split
+
+    @property
+    def media_keys(self) -> list[int]:
+        """For every question a number that is the same for questions about the same clip."""
+        return [self.scene_of[row] for row in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,6 +71,11 @@ class Captions(Sequence):
     scenes: Sequence
     rows: tuple[tuple[int, str, int], ...]  # row of the scene, kind of caption, which draw of it
 
+    @property
+    def media_keys(self) -> list[int]:
+        """For every description a number that is the same for descriptions of the same clip."""
+        return [row for row, _, _ in self.rows]
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -90,23 +101,34 @@ class Captions(Sequence):
 
 
 def load(
-    root: str | Path, split: str, question_types: Sequence[str] | None = None, limit: int | None = None
-) -> Sequence[Example]:
+    root: str | Path,
+    split: str,
+    question_types: Sequence[str] | None = None,
+    answer_types: Sequence[AnswerType] | None = None,
+    limit: int | None = None,
+) -> Questions:
     """Questions of a split in a fixed order in which types alternate: random access, absolute media paths.
 
     `limit` keeps the first so many; every prefix is balanced. Raises DataError for an unknown split or
     question type and where the folder holds no complete dataset.
     """
     _check_names("question type", question_types, FORMS)
-    types = _of_split(root, split, "question_types")
-    rows = [k for k, name in enumerate(types) if question_types is None or name in question_types]
+    asked = _of_split(root, split, "questions")
+    wanted = {
+        form.name
+        for form in chain.from_iterable(FORMS.values())
+        if (question_types is None or form.question_type in question_types)
+        and (answer_types is None or form.answer_type in answer_types)
+    }
+    rows = [k for k, (form, _) in enumerate(asked) if form in wanted]
     scenes, questions = _open(root, split)
-    return Questions(Path(root).absolute(), split, scenes, questions, tuple(rows[:limit]))
+    scene_of = tuple(scene for _, scene in asked)
+    return Questions(Path(root).absolute(), split, scenes, questions, tuple(rows[:limit]), scene_of)
 
 
 def caption_examples(
     root: str | Path, split: str, kinds: Sequence[str] | None = None, draws: int = 1, limit: int | None = None
-) -> Sequence[Example]:
+) -> Captions:
     """Dense supervision: descriptions of every scene of a split, as plain text without a thought.
 
     Each kind of description comes `draws` times a scene, with other words, objects and times. `kinds` chooses
@@ -142,8 +164,19 @@ def open_ended(example: Example) -> Example:
     """The same question without options, with the text of the right one, or else the answer, as the response."""
     if not example.options:
         return direct(example)
-    answer = example.options[ord(example.answer) - ord("A")]
+    answer = _right_option(example)
     return replace(example, options=(), answer=answer, answer_type="text", response=answer)
+
+
+def named(example: Example) -> Example:
+    """The same question with the text of the right option and then its letter, or else the answer, as the response."""
+    if not example.options:
+        return direct(example)
+    return replace(example, response=f"{_right_option(example)}, option {example.answer}")
+
+
+def _right_option(example: Example) -> str:
+    return example.options[ord(example.answer) - ord("A")]
 
 
 def _check_names(what: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
