@@ -38,29 +38,6 @@ def evaluate(split: str) -> Evaluate:
     )
 
 
-def short(name: str, model: str, captions: tuple[str, ...], steps: int) -> SFT:
-    """The decoder alone learns to read the tower, from captions of few words."""
-    return SFT(
-        name=name,
-        model=model,
-        sources=(Source("stage:data", view="captions", question_types=captions),),
-        style="direct",
-        steps=steps,
-        batch_size=64,
-        length_buckets=(64,),
-        vision=VISION,
-        optimizer=OptimizerOptions(
-            learning_rate=3e-3,
-            warmup_steps=30,
-            schedule="constant",
-            b2=0.98,
-            weight_decay=0.05,
-            freeze=("vision", "merger"),
-        ),
-        export_dtype="float32",
-    )
-
-
 def recipe() -> Recipe:
     data = MovingShapesOptions(
         seed=1, train_clips=16000, train_images=1600, validation_clips=200, questions_per_clip=6, questions_per_image=3
@@ -77,33 +54,46 @@ def recipe() -> Recipe:
                 vision=VISION,
                 optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
             ),
-            short("names", "stage:tower", ("caption_names",), steps=250),
-            short("places", "stage:names", ("caption_names", "caption_places", "caption_ways"), steps=450),
+            SFT(
+                name="names",
+                model="stage:tower",
+                sources=(Source("stage:data", view="captions", question_types=("caption_names",)),),
+                style="direct",
+                steps=150,
+                batch_size=64,
+                length_buckets=(96,),
+                vision=VISION,
+                optimizer=OptimizerOptions(
+                    learning_rate=3e-3,
+                    warmup_steps=30,
+                    schedule="constant",
+                    b2=0.98,
+                    weight_decay=0.05,
+                    freeze=("vision", "merger"),
+                ),
+                export_dtype="float32",
+            ),
             SFT(
                 name="tiny",
-                model="stage:places",
+                model="stage:names",
                 sources=(
+                    Source("stage:data", view="captions", turns=2),
+                    Source("stage:data", view="named", turns=4, repeat=2),
                     Source("stage:data", view="open", question_types=BRIEF, turns=6, repeat=2),
-                    Source("stage:data", view="answer", question_types=("attribute", "span"), turns=4),
-                    Source(
-                        "stage:data",
-                        view="captions",
-                        question_types=("caption_objects", "caption_track", "caption_motion", "caption_events"),
-                        turns=4,
-                    ),
                 ),
                 style="direct",
-                steps=1500,
-                batch_size=16,
-                length_buckets=(224, 688),
+                steps=1600,
+                batch_size=32,
+                length_buckets=(160, 288),
                 vision=VISION,
                 optimizer=OptimizerOptions(
                     learning_rate=2e-3,
                     warmup_steps=50,
                     b2=0.98,
                     weight_decay=0.05,
-                    learning_rates={"vision": 0.3, "merger": 0.3},
+                    learning_rates={"vision": 0.2, "merger": 0.2},
                 ),
+                checkpoint_every=400,
             ),
             evaluate("test"),
             evaluate("test_hard"),

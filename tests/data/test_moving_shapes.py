@@ -14,6 +14,7 @@ from jvlmm.data.moving_shapes.annotate import annotate
 from jvlmm.data.moving_shapes.questions import QUADRANTS
 from jvlmm.data.moving_shapes.scene import COLOURS, DIRECTIONS
 from jvlmm.errors import DataError
+from jvlmm.rewards.parsing import parse_choice
 
 OPTIONS = moving_shapes.MovingShapesOptions(
     seed=3,
@@ -319,6 +320,27 @@ def test_direct_answers(examples):
     example = examples["test"][0]
     assert moving_shapes.direct(example).response == example.answer
     assert example.response.startswith("<think>")
+
+
+def test_named_answers_say_the_option_before_its_letter(examples):
+    chosen = next(e for e in examples["test"] if e.answer_type == "mcq")
+    spoken = moving_shapes.named(chosen)
+    assert spoken.response == f"{chosen.meta['answer_text']}, option {chosen.answer}"
+    assert (spoken.options, spoken.answer) == (chosen.options, chosen.answer)
+    assert parse_choice(spoken.response, list(spoken.options)) == chosen.answer
+    written = next(e for e in examples["test"] if e.answer_type == "number")
+    assert moving_shapes.named(written) == moving_shapes.direct(written)
+
+
+def test_rows_about_the_same_clip_are_known_without_reading(root):
+    for rows in (moving_shapes.load(root, "test"), moving_shapes.caption_examples(root, "test")):
+        keys = {row.media: key for row, key in zip(rows, rows.media_keys, strict=True)}
+        assert [keys[row.media] for row in rows] == rows.media_keys and len(set(keys.values())) == len(keys)
+
+
+def test_questions_by_the_type_of_their_answer(root):
+    rows = moving_shapes.load(root, "test", question_types=["count", "span"], answer_types=["number", "span"])
+    assert {(row.question_type, row.answer_type) for row in rows} == {("count", "number"), ("span", "span")}
 
 
 def test_open_questions_are_answered_in_words(examples):
