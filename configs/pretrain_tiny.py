@@ -22,7 +22,6 @@ VISION = VisionOptions(
     fold=True,
     cache_bytes=4 * 2**30,
 )
-BRIEF = ("attribute", "count", "position", "direction", "speed", "order", "event")  # answered in a few words
 
 
 def evaluate(split: str) -> Evaluate:
@@ -38,15 +37,52 @@ def evaluate(split: str) -> Evaluate:
     )
 
 
+def read(
+    name: str, model: str, sources: tuple[Source, ...], steps: int, lengths: tuple[int, ...], schedule: str = "constant"
+) -> SFT:
+    """The decoder alone learns to read the tower. Small batches: what it waits for are steps, not examples."""
+    return SFT(
+        name=name,
+        model=model,
+        sources=sources,
+        style="direct",
+        steps=steps,
+        batch_size=16,
+        length_buckets=lengths,
+        vision=VISION,
+        optimizer=OptimizerOptions(
+            learning_rate=1e-3,
+            warmup_steps=30,
+            schedule=schedule,
+            b2=0.98,
+            weight_decay=0.05,
+            freeze=("vision", "merger"),
+        ),
+        export_dtype="float32",
+    )
+
+
+def captions(*kinds: str, data: str = "data") -> Source:
+    return Source(f"stage:{data}", view="captions", question_types=tuple(f"caption_{kind}" for kind in kinds))
+
+
+def asked(data: str, repeat: int) -> Source:
+    """Questions of all types without options, some about the same clip one after another."""
+    return Source(f"stage:{data}", view="open", turns=4, repeat=repeat)
+
+
 def recipe() -> Recipe:
-    data = MovingShapesOptions(
+    clips = MovingShapesOptions(
         seed=1, train_clips=16000, train_images=1600, validation_clips=200, questions_per_clip=6, questions_per_image=3
     )
+    none = {f"{split}_{kind}": 0 for split in ("validation", "test", "test_hard") for kind in ("clips", "images")}
+    images = MovingShapesOptions(seed=2, train_clips=0, train_images=16000, questions_per_image=4, **none)
     return Recipe(
         name="pretrain-tiny",
         workdir="runs/pretrain-tiny",
         stages=(
-            BuildMovingShapes(options=data),
+            BuildMovingShapes(options=clips),
+            BuildMovingShapes(name="images", options=images),
             NewModel(name="new", preset="tiny", vocab_size=1024),
             PretrainTower(
                 model="stage:new",
@@ -54,46 +90,27 @@ def recipe() -> Recipe:
                 vision=VISION,
                 optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
             ),
-            SFT(
-                name="names",
-                model="stage:tower",
-                sources=(Source("stage:data", view="captions", question_types=("caption_names",)),),
-                style="direct",
-                steps=150,
-                batch_size=64,
-                length_buckets=(96,),
-                vision=VISION,
-                optimizer=OptimizerOptions(
-                    learning_rate=3e-3,
-                    warmup_steps=30,
-                    schedule="constant",
-                    b2=0.98,
-                    weight_decay=0.05,
-                    freeze=("vision", "merger"),
-                ),
-                export_dtype="float32",
+            read("names", "stage:tower", (captions("names"),), 500, (80, 96)),
+            # Which object is meant is learnt from images, where nothing moves and every object is seen once.
+            read(
+                "objects",
+                "stage:names",
+                (captions("objects", "places", data="images"), asked("images", repeat=2)),
+                1500,
+                (96, 128),
             ),
-            SFT(
-                name="tiny",
-                model="stage:names",
-                sources=(
-                    Source("stage:data", view="captions", turns=2),
-                    Source("stage:data", view="named", turns=4, repeat=2),
-                    Source("stage:data", view="open", question_types=BRIEF, turns=6, repeat=2),
+            read(
+                "tiny",
+                "stage:objects",
+                (
+                    captions("places", "ways", "objects", "track", "motion", "visible", "events"),
+                    asked("data", repeat=3),
+                    asked("images", repeat=1),
+                    Source("stage:data", view="named", answer_types=("mcq",), turns=3),
                 ),
-                style="direct",
-                steps=1600,
-                batch_size=32,
-                length_buckets=(160, 288),
-                vision=VISION,
-                optimizer=OptimizerOptions(
-                    learning_rate=2e-3,
-                    warmup_steps=50,
-                    b2=0.98,
-                    weight_decay=0.05,
-                    learning_rates={"vision": 0.2, "merger": 0.2},
-                ),
-                checkpoint_every=400,
+                2800,
+                (112, 160, 224),
+                schedule="cosine",
             ),
             evaluate("test"),
             evaluate("test_hard"),

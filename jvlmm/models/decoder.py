@@ -10,7 +10,13 @@ from jvlmm.models.cache import KVCache, LayerCache, cache_from_prompt
 from jvlmm.models.config import ModelConfig, TextConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rematerialise, rotate
 
-_EMBED_INIT = nn.initializers.normal(0.02)
+
+def _residual_variance(text: TextConfig) -> float:
+    """Of what a new layer adds to the residual stream: all together as much as one, as in GPT-2 (Radford et al. 2019).
+
+    What a token is then stays legible through the layers, beside an embedding of the variance of a word's scores.
+    """
+    return 1 / (2 * text.num_layers)
 
 
 def mrope_tables(positions: jax.Array, config: TextConfig) -> tuple[jax.Array, jax.Array]:
@@ -43,7 +49,9 @@ class Attention(nn.Module):
         self.k_proj = linear(self.config, kv, ("embed", "kv_heads", "head_dim"), bias=True)
         self.v_proj = linear(self.config, kv, ("embed", "kv_heads", "head_dim"), bias=True)
         names = ("heads", "head_dim", "embed")
-        self.o_proj = linear(self.config, text.hidden_size, names, bias=False, axis=(-2, -1))
+        self.o_proj = linear(
+            self.config, text.hidden_size, names, bias=False, axis=(-2, -1), variance=_residual_variance(text)
+        )
 
     def __call__(self, x, rope, segments, cache: LayerCache | None):
         """x [B, L, D] -> ([B, L, D], (keys, values) [B, H_kv, L, head_dim] or the written cache)."""
@@ -69,7 +77,9 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(*norm)
         self.self_attn = Attention(self.config)
         self.post_attention_layernorm = RMSNorm(*norm)
-        self.mlp = GatedMLP(self.config, text.intermediate_size, ("embed", "mlp"), bias=False)
+        self.mlp = GatedMLP(
+            self.config, text.intermediate_size, ("embed", "mlp"), bias=False, variance=_residual_variance(text)
+        )
 
     def __call__(self, x, rope, segments, cache=None):
         """As `Attention`."""
@@ -85,7 +95,8 @@ class Embedding(nn.Module):
 
     def setup(self):
         text = self.config.text
-        init = nn.with_logical_partitioning(_EMBED_INIT, ("vocab", "embed"))
+        init = nn.initializers.normal(text.hidden_size**-0.5)  # as a head, it gives scores of variance 1
+        init = nn.with_logical_partitioning(init, ("vocab", "embed"))
         self.embedding = self.param("embedding", init, (text.vocab_size, text.hidden_size), self.config.param_dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:

@@ -11,16 +11,24 @@ import numpy as np
 
 from jvlmm.models.config import ModelConfig
 
-_KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
-
-def linear(config: ModelConfig, features, names: tuple[str, ...], bias: bool, axis=-1, name: str | None = None):
+def linear(
+    config: ModelConfig,
+    features,
+    names: tuple[str, ...],
+    bias: bool,
+    axis=-1,
+    variance: float = 1.0,
+    name: str | None = None,
+):
     """A Linen projection whose kernel is [*inputs, *features], with the logical axis `names` of that kernel.
 
     Args:
         features: an int, or several to project onto (heads, head_dim).
         axis: the input axes contracted; (-2, -1) contracts heads and head_dim.
+        variance: of the outputs of a new kernel, for inputs of variance 1.
     """
+    init = nn.initializers.variance_scaling(variance, "fan_in", "normal")
     inputs = 1 if isinstance(axis, int) else len(axis)
     return nn.DenseGeneral(
         features,
@@ -30,7 +38,7 @@ def linear(config: ModelConfig, features, names: tuple[str, ...], bias: bool, ax
         dtype=config.dtype,
         param_dtype=config.param_dtype,
         dot_general=flat_product if config.flatten_tokens else jax.lax.dot_general,
-        kernel_init=nn.with_logical_partitioning(_KERNEL_INIT, names),
+        kernel_init=nn.with_logical_partitioning(init, names),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, names[inputs:]),
     )
 
@@ -78,6 +86,7 @@ class GatedMLP(nn.Module):
     intermediate_size: int
     names: tuple[str, str]  # logical axes of the input and of the hidden layer
     bias: bool
+    variance: float = 1.0  # of the outputs of a new module
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -85,7 +94,8 @@ class GatedMLP(nn.Module):
         inner, outer = self.names[::-1], self.names
         gate = linear(self.config, self.intermediate_size, outer, self.bias, name="gate_proj")(x)
         up = linear(self.config, self.intermediate_size, outer, self.bias, name="up_proj")(x)
-        return linear(self.config, x.shape[-1], inner, self.bias, name="down_proj")(nn.silu(gate) * up)
+        down = linear(self.config, x.shape[-1], inner, self.bias, variance=self.variance, name="down_proj")
+        return down(nn.silu(gate) * up)
 
 
 def inverse_frequencies(dim: int, theta: float) -> np.ndarray:

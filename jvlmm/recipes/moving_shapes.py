@@ -13,7 +13,7 @@ from jvlmm.recipes.recipe import Run
 
 @dataclass(frozen=True)
 class BuildMovingShapes:
-    """Draw, encode and annotate Moving Shapes; the result is a folder for `Source.path`."""
+    """Draw, encode and annotate Moving Shapes; the result is the folder NAME, for `Source.path`."""
 
     name: str = "data"
     options: MovingShapesOptions = field(default_factory=MovingShapesOptions)
@@ -21,8 +21,8 @@ class BuildMovingShapes:
     def run(self, run: Run) -> dict[str, Any]:
         from jvlmm.data.moving_shapes import build
 
-        counts = build(run.workdir / "data", self.options)
-        return {"path": "data", "examples": counts}
+        counts = build(run.workdir / self.name, self.options)
+        return {"path": self.name, "examples": counts}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
 from jvlmm.training.state import create_state
 from jvlmm.training.step import make_train_step
 
+_FEATURE_SIZE = 2.0  # root mean square of the features over that of the words' embeddings
+
 Clips = list[tuple[np.ndarray, tuple[int, int, int], np.ndarray]]  # patches, their grid, the targets of their cells
 
 
@@ -37,7 +39,9 @@ Clips = list[tuple[np.ndarray, tuple[int, int, int], np.ndarray]]  # patches, th
 class PretrainTower:
     """Train vision tower and merger to tell, from each feature, which shapes lie there and in which boxes.
 
-    A linear head on the features is trained along and then dropped; the decoder stays as it was. Runs on one device.
+    A linear head on the features is trained along and then dropped; the decoder stays as it was. At last the features
+    are brought to the size of words' embeddings: in much larger ones all that the decoder's layers add, such as
+    when a feature was seen, would be lost. Runs on one device.
     The result is `models/NAME`, a Hugging Face folder, with the F1 of the shapes found in the validation split's clips.
     """
 
@@ -58,19 +62,20 @@ class PretrainTower:
             writer = stack.enter_context(MetricsWriter(run.workdir))
             checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name))
             progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s")))
-            params = load_params(folder, config)
+            params, clips = load_params(folder, config), self._clips(run, config, "train")
             modules = {"vision": params["vision"], "merger": params["merger"], "head": _new_head(config, run.seed)}
             optimizer = make_optimizer(self.optimizer, self.steps, tuple(modules))
             state = fit(
                 create_state(modules, optimizer),
                 make_train_step(lambda params, batch: _loss(params, config, batch), optimizer),
-                ClipBatches(self._clips(run, config, "train"), config, self.batch_size, run.seed),
+                ClipBatches(clips, config, self.batch_size, run.seed),
                 FitOptions(self.steps, self.name, log_every=self.log_every, checkpoint_every=self.checkpoint_every),
                 writer,
                 checkpoints,
                 progress=progress,
             )
         trained = {**params, "vision": state.params["vision"], "merger": state.params["merger"]}
+        trained = _resized(trained, config, _batch(clips[: self.batch_size], config))
         save_checkpoint(run.workdir / "models" / self.name, trained, config, dtype="float32", source_dir=folder)
         f1 = self._f1(self._clips(run, config, "validation"), config, state.params)
         return {"path": f"models/{self.name}", "steps": self.steps, "f1": f1}
@@ -141,6 +146,19 @@ def _new_head(config: ModelConfig, seed: int) -> dict[str, jax.Array]:
     inputs, outputs = config.vision.out_hidden_size, num_outputs(len(CLASSES), config.vision.temporal_patch_size)
     kernel = jax.random.normal(jax.random.key(seed), (inputs, outputs)) * inputs**-0.5
     return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+
+
+def _resized(params: dict[str, Any], config: ModelConfig, batch: CellBatch) -> dict[str, Any]:
+    """The model with features of `_FEATURE_SIZE` on these clips."""
+    features = jax.jit(encode_vision, static_argnums=1)(params, config, batch.vision)[batch.rows]
+    factor = _FEATURE_SIZE * _size(params["decoder"]["embed"]["embedding"]) / _size(features)
+    last = jax.tree.map(lambda weight: weight * factor, params["merger"]["fc2"])
+    return {**params, "merger": {**params["merger"], "fc2": last}}
+
+
+def _size(x: jax.Array) -> jax.Array:
+    """float32 []: the root mean square."""
+    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
 
 
 def _outputs(modules: dict[str, Any], config: ModelConfig, batch: CellBatch) -> jax.Array:

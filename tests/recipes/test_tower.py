@@ -7,9 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jvlmm.data.moving_shapes import MovingShapesOptions, build
+from jvlmm.data.example import Media
+from jvlmm.data.moving_shapes import MovingShapesOptions, build, scenes
+from jvlmm.data.processor import decode_patches
 from jvlmm.errors import ConfigError, JvlmmError
 from jvlmm.models.huggingface import load_config, load_params
+from jvlmm.models.qwen2_5_vl import encode_vision
+from jvlmm.models.vision_inputs import build_vision_inputs
 from jvlmm.recipes.moving_shapes import NewModel
 from jvlmm.recipes.recipe import Run
 from jvlmm.recipes.sources import VisionOptions
@@ -66,9 +70,21 @@ def test_it_learns_and_touches_the_tower_only(folder, trained):
     assert not same["vision"]["patch_embed"]["kernel"]
 
 
+def test_features_have_twice_the_size_of_words(folder, trained):
+    config = load_config(folder / trained["path"])
+    params = load_params(folder / trained["path"], config)
+    scene = next(s for s in scenes(folder / "data", "train") if not s.is_image)
+    media = Media("video", str(folder / "data" / scene.media))
+    with STAGE.vision.decoder() as decoder:
+        seen = decode_patches(media, decoder, STAGE.vision.frames, STAGE.vision.pixels, config.vision)
+    vision, _ = build_vision_inputs([seen.pixels], [seen.grid], config.vision)
+    features, words = encode_vision(params, config, vision), params["decoder"]["embed"]["embedding"]
+    assert np.sqrt(np.mean(features**2) / np.mean(words**2)) == pytest.approx(2, rel=0.2)
+
+
 def test_clips_that_are_resized_are_refused(folder, tmp_path):
     resized = VisionOptions(pixels=PixelOptions(784, 784, 784, 784), workers=0)
-    with pytest.raises(ConfigError, match=r"4 features for 16 cells of a clip; choose vision\.pixels"):
+    with pytest.raises(ConfigError, match=r"4 features for 36 cells of a clip; choose vision\.pixels"):
         _stage(folder, vision=resized).run(Run(tmp_path, 0))
 
 

@@ -246,8 +246,8 @@ def event(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iter
 
 def order(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
     """Which of two shapes' events comes first; both may come at once, or neither happen."""
-    pairs = [(a, b) for a in range(len(scene.shapes)) for b in range(len(scene.shapes)) if a != b]
-    for a, b in pairs:
+    shapes = range(0 if scene.is_image else len(scene.shapes))
+    for a, b in ((a, b) for a in shapes for b in shapes if a != b):
         one, two = scene.shapes[a], scene.shapes[b]
         for first in one.events:
             for second in two.events:
