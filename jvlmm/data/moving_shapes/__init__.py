@@ -2,7 +2,16 @@
 
 from jvlmm.data.moving_shapes.dataset import build
 from jvlmm.data.moving_shapes.options import MovingShapesOptions, SceneOptions
-from jvlmm.data.moving_shapes.reading import caption_examples, direct, explained, load, named, open_ended, scenes
+from jvlmm.data.moving_shapes.reading import (
+    caption_examples,
+    direct,
+    explained,
+    load,
+    named,
+    open_ended,
+    scenes,
+    told,
+)
 
 __all__ = [
     "MovingShapesOptions",
@@ -15,4 +24,5 @@ __all__ = [
     "named",
     "open_ended",
     "scenes",
+    "told",
 ]
