@@ -78,8 +78,8 @@ def asked(data: str, repeat: int) -> Source:
     return Source(f"stage:{data}", view="open", turns=4, repeat=repeat)
 
 
-def told(repeat: int) -> Source:
-    return Source("stage:data", view="told", answer_types=("mcq",), repeat=repeat)
+def words(view: str) -> Source:
+    return Source("stage:data", view=view, answer_types=("mcq",))
 
 
 def recipe() -> Recipe:
@@ -124,15 +124,15 @@ def recipe() -> Recipe:
                 schedule="cosine",
             ),
             # To copy from the question and to find an option's letter is learnt from text: nothing else tells them.
-            read("told", "stage:clips", (told(repeat=1),), 1500, (80, 96, 112), batch_size=32),
+            read("words", "stage:clips", (words("told"), words("listed")), 3000, (96, 128, 160)),
             read(
                 "tiny",
-                "stage:told",
+                "stage:words",
                 (
                     captions("objects", "track", "motion", "events"),
                     asked("data", repeat=2),
                     Source("stage:data", view="explained", repeat=4),
-                    told(repeat=2),
+                    words("listed"),
                 ),
                 2200,
                 (112, 160, 224),
