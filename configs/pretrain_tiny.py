@@ -78,8 +78,8 @@ def asked(data: str, repeat: int) -> Source:
     return Source(f"stage:{data}", view="open", turns=4, repeat=repeat)
 
 
-def words(view: str) -> Source:
-    return Source("stage:data", view=view, answer_types=("mcq",))
+def told(repeat: int) -> Source:
+    return Source("stage:data", view="told", answer_types=("mcq",), repeat=repeat)
 
 
 def recipe() -> Recipe:
@@ -124,15 +124,15 @@ def recipe() -> Recipe:
                 schedule="cosine",
             ),
             # To copy from the question and to find an option's letter is learnt from text: nothing else tells them.
-            read("words", "stage:clips", (words("told"), words("listed")), 3000, (96, 128, 160)),
+            read("told", "stage:clips", (told(repeat=1),), 1500, (80, 96, 112), batch_size=32),
             read(
                 "tiny",
-                "stage:words",
+                "stage:told",
                 (
                     captions("objects", "track", "motion", "events"),
                     asked("data", repeat=2),
                     Source("stage:data", view="explained", repeat=4),
-                    words("listed"),
+                    told(repeat=2),
                 ),
                 2200,
                 (112, 160, 224),

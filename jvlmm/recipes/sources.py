@@ -26,7 +26,6 @@ _CHANGES = {  # of a row, by view
     "named": moving_shapes.named,
     "explained": moving_shapes.explained,
     "told": moving_shapes.told,
-    "listed": moving_shapes.listed,
     "open": moving_shapes.open_ended,
 }
 
@@ -36,15 +35,15 @@ class Source:
     """Examples of one split of a Moving Shapes folder, or of one neutral JSONL file.
 
     `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, its answer `named` by
-    the option's text before the letter or `explained` by its thought in plain text, or the answer to the `open`
-    question without options. Of Moving Shapes only: the `captions` of its scene, and without its media an answer
-    `told` in the question or the options `listed` with their letters. `turns` above 1 asks so many questions about
-    the same media in one conversation. `repeat` makes a source weigh more.
+    the option's text before the letter or `explained` by its thought in plain text, an answer `told` in a question
+    without media, the answer to the `open` question without options, or the `captions` of its scene (`told` and
+    `captions` of Moving Shapes only). `turns` above 1 asks so many
+    questions about the same media in one conversation. `repeat` makes a source weigh more.
     """
 
     path: str  # or stage:NAME
     split: str = "train"
-    view: Literal["response", "answer", "named", "explained", "told", "listed", "open", "captions"] = "response"
+    view: Literal["response", "answer", "named", "explained", "told", "open", "captions"] = "response"
     question_types: tuple[str, ...] = ()  # or kinds of captions; () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None
@@ -89,7 +88,7 @@ def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenati
         if getattr(source, name) < 1:
             raise ConfigError(f"source {source.path!r}: {name}={getattr(source, name)} must be at least 1")
     if not path.is_dir():
-        if source.view in ("captions", "told", "listed") or source.question_types:
+        if source.view in ("captions", "told") or source.question_types:
             raise ConfigError(f"{path}: view={source.view!r} and question_types are for a Moving Shapes folder only")
         records = read_records(path)
         for rejected in records.rejected:

@@ -2,14 +2,11 @@
 
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, SupportsIndex
-
-import numpy as np
 
 from jvlmm.data.example import AnswerType, Example, Media
 from jvlmm.data.moving_shapes.captions import CAPTIONS, STILL_CAPTIONS, caption
@@ -195,14 +192,6 @@ def told(example: Example) -> Example:
     objects = "".join(f"<obj>{name}</obj>, " for name in _NAME.findall(example.question))
     answer = _right_option(example) if example.options else example.answer
     return replace(example, media=(), question=f"{example.question} Say {answer}.", response=objects + spoken)
-
-
-def listed(example: Example) -> Example:
-    """The question without its media, with its options in another order and their letters as the response."""
-    rng = np.random.default_rng(zlib.crc32(example.id.encode()))
-    places = rng.permutation(len(example.options))
-    spoken = "; ".join(f"{example.options[k]}, option {chr(ord('A') + k)}" for k in places)
-    return replace(example, media=(), response=spoken or example.answer)
 
 
 def _right_option(example: Example) -> str:
