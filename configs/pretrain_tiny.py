@@ -39,13 +39,7 @@ def evaluate(split: str) -> Evaluate:
 
 
 def read(
-    name: str,
-    model: str,
-    sources: tuple[Source, ...],
-    steps: int,
-    lengths: tuple[int, ...],
-    schedule: str = "constant",
-    batch_size: int = 16,
+    name: str, model: str, sources: tuple[Source, ...], steps: int, lengths: tuple[int, ...], schedule: str = "constant"
 ) -> SFT:
     """The decoder alone learns to read the tower. Small batches: what it waits for are steps, not examples."""
     return SFT(
@@ -54,7 +48,7 @@ def read(
         sources=sources,
         style="direct",
         steps=steps,
-        batch_size=batch_size,
+        batch_size=16,
         length_buckets=lengths,
         vision=VISION,
         optimizer=OptimizerOptions(
@@ -76,10 +70,6 @@ def captions(*kinds: str, data: str = "data") -> Source:
 def asked(data: str, repeat: int) -> Source:
     """Questions of all types without options, some about the same clip one after another."""
     return Source(f"stage:{data}", view="open", turns=4, repeat=repeat)
-
-
-def told(repeat: int) -> Source:
-    return Source("stage:data", view="told", answer_types=("mcq",), repeat=repeat)
 
 
 def recipe() -> Recipe:
@@ -123,19 +113,16 @@ def recipe() -> Recipe:
                 (112, 160, 224),
                 schedule="cosine",
             ),
-            # To copy from the question and to find an option's letter is learnt from text: nothing else tells them.
-            read("told", "stage:clips", (told(repeat=1),), 1500, (80, 96, 112), batch_size=32),
             read(
                 "tiny",
-                "stage:told",
+                "stage:clips",
                 (
-                    captions("objects", "track", "motion", "events"),
-                    asked("data", repeat=2),
-                    Source("stage:data", view="explained", repeat=4),
-                    told(repeat=2),
+                    captions("ways", "objects", "track", "motion", "visible", "events"),
+                    asked("data", repeat=1),
+                    Source("stage:data", view="explained", turns=2, repeat=3),
                 ),
-                2200,
-                (112, 160, 224),
+                2700,
+                (128, 192, 256, 320),
                 schedule="cosine",
             ),
             evaluate("test"),

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jvlmm.data import moving_shapes
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.concatenation import Concatenation
 from jvlmm.data.conversations import Conversations
 from jvlmm.data.example import AnswerType, Example
+from jvlmm.data.moving_shapes import caption_examples, direct, explained, load, named, open_ended
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.prompts import Style
 from jvlmm.data.records import read_records
@@ -21,13 +21,7 @@ from jvlmm.video.limits import Limits
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
 
-_CHANGES = {  # of a row, by view
-    "answer": moving_shapes.direct,
-    "named": moving_shapes.named,
-    "explained": moving_shapes.explained,
-    "told": moving_shapes.told,
-    "open": moving_shapes.open_ended,
-}
+_CHANGES = {"answer": direct, "named": named, "explained": explained, "open": open_ended}  # of a row, by view
 
 
 @dataclass(frozen=True)
@@ -35,15 +29,14 @@ class Source:
     """Examples of one split of a Moving Shapes folder, or of one neutral JSONL file.
 
     `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, its answer `named` by
-    the option's text before the letter or `explained` by its thought in plain text, an answer `told` in a question
-    without media, the answer to the `open` question without options, or the `captions` of its scene (`told` and
-    `captions` of Moving Shapes only). `turns` above 1 asks so many
+    the option's text before the letter or `explained` by its thought in plain text, the answer to the `open` question
+    without options, or the `captions` of its scene (the last only of Moving Shapes). `turns` above 1 asks so many
     questions about the same media in one conversation. `repeat` makes a source weigh more.
     """
 
     path: str  # or stage:NAME
     split: str = "train"
-    view: Literal["response", "answer", "named", "explained", "told", "open", "captions"] = "response"
+    view: Literal["response", "answer", "named", "explained", "open", "captions"] = "response"
     question_types: tuple[str, ...] = ()  # or kinds of captions; () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None
@@ -88,8 +81,8 @@ def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenati
         if getattr(source, name) < 1:
             raise ConfigError(f"source {source.path!r}: {name}={getattr(source, name)} must be at least 1")
     if not path.is_dir():
-        if source.view in ("captions", "told") or source.question_types:
-            raise ConfigError(f"{path}: view={source.view!r} and question_types are for a Moving Shapes folder only")
+        if source.view == "captions" or source.question_types:
+            raise ConfigError(f"{path}: view='captions' and question_types are for a Moving Shapes folder only")
         records = read_records(path)
         for rejected in records.rejected:
             rejections.add(rejected)
@@ -108,9 +101,9 @@ def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenati
 
 def _moving_shapes(path: Path, source: Source) -> Sequence[Example]:
     if source.view == "captions":
-        return moving_shapes.caption_examples(path, source.split, source.question_types or None, limit=source.limit)
+        return caption_examples(path, source.split, source.question_types or None, limit=source.limit)
     types, forms = source.question_types or None, source.answer_types or None
-    return moving_shapes.load(path, source.split, question_types=types, answer_types=forms, limit=source.limit)
+    return load(path, source.split, question_types=types, answer_types=forms, limit=source.limit)
 
 
 def open_sources(run: Run, sources: tuple[Source, ...], rejections: Rejections) -> Concatenation:

@@ -340,14 +340,6 @@ def test_explained_answers_are_the_thought_and_tell_the_answer(examples):
             assert parse_choice(told, list(example.options)) == example.answer
 
 
-def test_told_answers_need_no_media(examples):
-    for example in examples["test"]:
-        told = moving_shapes.told(example)
-        assert told.media == () and told.question.endswith(f" Say {example.meta['answer_text']}.")
-        assert told.response.endswith(moving_shapes.named(example).response)
-        assert re.findall(r"<obj>(.+?)</obj>", told.response) == _named(example)
-
-
 def test_rows_about_the_same_clip_are_known_without_reading(root):
     for rows in (moving_shapes.load(root, "test"), moving_shapes.caption_examples(root, "test")):
         keys = {row.media: key for row, key in zip(rows, rows.media_keys, strict=True)}

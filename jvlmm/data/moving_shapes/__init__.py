@@ -2,16 +2,7 @@
 
 from jvlmm.data.moving_shapes.dataset import build
 from jvlmm.data.moving_shapes.options import MovingShapesOptions, SceneOptions
-from jvlmm.data.moving_shapes.reading import (
-    caption_examples,
-    direct,
-    explained,
-    load,
-    named,
-    open_ended,
-    scenes,
-    told,
-)
+from jvlmm.data.moving_shapes.reading import caption_examples, direct, explained, load, named, open_ended, scenes
 
 __all__ = [
     "MovingShapesOptions",
@@ -24,5 +15,4 @@ __all__ = [
     "named",
     "open_ended",
     "scenes",
-    "told",
 ]

@@ -1,7 +1,6 @@
 """Random access to a built dataset, as examples: questions with reasoned or direct answers, and captions."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -13,11 +12,10 @@ from jvlmm.data.moving_shapes.captions import CAPTIONS, STILL_CAPTIONS, caption
 from jvlmm.data.moving_shapes.dataset import read_description
 from jvlmm.data.moving_shapes.options import is_image
 from jvlmm.data.moving_shapes.questions import FORMS
-from jvlmm.data.moving_shapes.scene import COLOURS, KINDS, Scene, scene_from_dict
+from jvlmm.data.moving_shapes.scene import Scene, scene_from_dict
 from jvlmm.errors import DataError
 
 BENCHMARK = "moving-shapes"
-_NAME = re.compile(rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(KINDS)})")
 
 
 @dataclass(frozen=True)
@@ -181,17 +179,6 @@ def explained(example: Example) -> Example:
     """The same question with the thought alone, as plain text, as the response; it ends in the answer."""
     thought = (example.response or "").removeprefix("<think>").split("</think>")[0]
     return replace(example, response=thought or None)
-
-
-def told(example: Example) -> Example:
-    """The question without its media and with its answer in its words: what is left is to copy and to find the letter.
-
-    The response names the objects of the question, then the answer, and for multiple choice the option.
-    """
-    spoken = named(example).response
-    objects = "".join(f"<obj>{name}</obj>, " for name in _NAME.findall(example.question))
-    answer = _right_option(example) if example.options else example.answer
-    return replace(example, media=(), question=f"{example.question} Say {answer}.", response=objects + spoken)
 
 
 def _right_option(example: Example) -> str:
