@@ -2,8 +2,7 @@
 
     jvlmm run configs/pretrain_tiny.py --workdir runs/pretrain-tiny
 
-It learns to see: first what is there, then where, when and whither. At last it hears reasons, in plain sentences; the
-<think> format, and thinking before an answer when asked to, are left to fine-tuning.
+It learns to see, not to reason: no chain of thought and no <think> format is in its data.
 """
 
 from jvlmm.data.moving_shapes import MovingShapesOptions
@@ -32,9 +31,9 @@ def evaluate(split: str) -> Evaluate:
         sources=(Source("stage:data", split=split),),
         protocol="direct",
         batch_size=64,
-        length_buckets=(128,),
+        length_buckets=(96, 160),
         vision=VISION,
-        sampling=SamplingOptions(max_tokens=144),
+        sampling=SamplingOptions(max_tokens=32),
     )
 
 
@@ -101,7 +100,7 @@ def recipe() -> Recipe:
                 (96, 128),
             ),
             read(
-                "clips",
+                "tiny",
                 "stage:objects",
                 (
                     captions("places", "ways", "objects", "track", "motion", "visible", "events"),
@@ -111,18 +110,6 @@ def recipe() -> Recipe:
                 ),
                 2800,
                 (112, 160, 224),
-                schedule="cosine",
-            ),
-            read(
-                "tiny",
-                "stage:clips",
-                (
-                    captions("ways", "objects", "track", "motion", "visible", "events"),
-                    asked("data", repeat=1),
-                    Source("stage:data", view="explained", turns=2, repeat=3),
-                ),
-                2700,
-                (128, 192, 256, 320),
                 schedule="cosine",
             ),
             evaluate("test"),

@@ -9,7 +9,7 @@ from jvlmm.data.batch import BatchOptions
 from jvlmm.data.concatenation import Concatenation
 from jvlmm.data.conversations import Conversations
 from jvlmm.data.example import AnswerType, Example
-from jvlmm.data.moving_shapes import caption_examples, direct, explained, load, named, open_ended
+from jvlmm.data.moving_shapes import caption_examples, direct, load, named, open_ended
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.prompts import Style
 from jvlmm.data.records import read_records
@@ -21,7 +21,7 @@ from jvlmm.video.limits import Limits
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
 
-_CHANGES = {"answer": direct, "named": named, "explained": explained, "open": open_ended}  # of a row, by view
+_CHANGES = {"answer": direct, "named": named, "open": open_ended}  # of a row, by view
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Source:
     """Examples of one split of a Moving Shapes folder, or of one neutral JSONL file.
 
     `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, its answer `named` by
-    the option's text before the letter or `explained` by its thought in plain text, the answer to the `open` question
-    without options, or the `captions` of its scene (the last only of Moving Shapes). `turns` above 1 asks so many
-    questions about the same media in one conversation. `repeat` makes a source weigh more.
+    the option's text before the letter, the answer to the `open` question without options, or the `captions` of its
+    scene (the last only of Moving Shapes). `turns` above 1 asks so many questions about the same media in one
+    conversation. `repeat` makes a source weigh more.
     """
 
     path: str  # or stage:NAME
     split: str = "train"
-    view: Literal["response", "answer", "named", "explained", "open", "captions"] = "response"
+    view: Literal["response", "answer", "named", "open", "captions"] = "response"
     question_types: tuple[str, ...] = ()  # or kinds of captions; () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None

@@ -332,14 +332,6 @@ def test_named_answers_say_the_option_before_its_letter(examples):
     assert moving_shapes.named(written) == moving_shapes.direct(written)
 
 
-def test_explained_answers_are_the_thought_and_tell_the_answer(examples):
-    for example in examples["test"]:
-        told = moving_shapes.explained(example).response
-        assert example.response.startswith(f"<think>{told}</think>") and told
-        if example.answer_type == "mcq":
-            assert parse_choice(told, list(example.options)) == example.answer
-
-
 def test_rows_about_the_same_clip_are_known_without_reading(root):
     for rows in (moving_shapes.load(root, "test"), moving_shapes.caption_examples(root, "test")):
         keys = {row.media: key for row, key in zip(rows, rows.media_keys, strict=True)}

@@ -175,12 +175,6 @@ def named(example: Example) -> Example:
     return replace(example, response=f"{_right_option(example)}, option {example.answer}")
 
 
-def explained(example: Example) -> Example:
-    """The same question with the thought alone, as plain text, as the response; it ends in the answer."""
-    thought = (example.response or "").removeprefix("<think>").split("</think>")[0]
-    return replace(example, response=thought or None)
-
-
 def _right_option(example: Example) -> str:
     return example.options[ord(example.answer) - ord("A")]
 
