@@ -28,10 +28,10 @@ def evaluate(split: str) -> Evaluate:
     return Evaluate(
         name=split.replace("_", "-"),
         model="stage:tiny",
-        sources=(Source("stage:data", split=split),),
+        sources=(Source("stage:data", split=split, view="open"),),  # letters are for fine-tuning to teach
         protocol="direct",
         batch_size=64,
-        length_buckets=(96, 160),
+        length_buckets=(96,),
         vision=VISION,
         sampling=SamplingOptions(max_tokens=32),
     )
@@ -66,9 +66,9 @@ def captions(*kinds: str, data: str = "data") -> Source:
     return Source(f"stage:{data}", view="captions", question_types=tuple(f"caption_{kind}" for kind in kinds))
 
 
-def asked(data: str, repeat: int) -> Source:
-    """Questions of all types without options, some about the same clip one after another."""
-    return Source(f"stage:{data}", view="open", turns=4, repeat=repeat)
+def asked(data: str, repeat: int = 1, types: tuple[str, ...] = ()) -> Source:
+    """Questions without options, some about the same clip one after another."""
+    return Source(f"stage:{data}", view="open", question_types=types, turns=4, repeat=repeat)
 
 
 def recipe() -> Recipe:
@@ -91,10 +91,11 @@ def recipe() -> Recipe:
                 optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
             ),
             read("names", "stage:tower", (captions("names"),), 500, (80, 96)),
+            read("ways", "stage:names", (captions("ways"), asked("data", types=("direction",))), 2000, (80, 96)),
             # Which object is meant is learnt from images, where nothing moves and every object is seen once.
             read(
                 "objects",
-                "stage:names",
+                "stage:ways",
                 (captions("objects", "places", data="images"), asked("images", repeat=2)),
                 1500,
                 (96, 128),
@@ -105,7 +106,7 @@ def recipe() -> Recipe:
                 (
                     captions("places", "ways", "objects", "track", "motion", "visible", "events"),
                     asked("data", repeat=3),
-                    asked("images", repeat=1),
+                    asked("images"),
                     Source("stage:data", view="named", answer_types=("mcq",), turns=3),
                 ),
                 2800,
