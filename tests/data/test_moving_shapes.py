@@ -192,6 +192,12 @@ def test_every_answer_follows_from_the_ground_truth(examples):
         assert gold == _expected_answer(example) == example.meta["answer_text"], example
 
 
+def test_images_are_asked_about_space_alone():
+    options = moving_shapes.MovingShapesOptions(train_clips=0, train_images=60, questions_per_image=4)
+    asked = {record["question_type"] for _, records in annotate(options, "train") for record in records}
+    assert asked == {"attribute", "count", "position", "boxes"}
+
+
 def test_options_are_four_different_texts(examples):
     for example in sum(examples.values(), []):
         assert len(set(example.options)) == len(example.options) == (4 if example.answer_type == "mcq" else 0)
