@@ -80,6 +80,8 @@ def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenati
     for name in ("repeat", "turns"):
         if getattr(source, name) < 1:
             raise ConfigError(f"source {source.path!r}: {name}={getattr(source, name)} must be at least 1")
+    if source.view == "captions" and source.answer_types:
+        raise ConfigError(f"{path}: captions are no answers; leave answer_types away, or choose another view")
     if not path.is_dir():
         if source.view == "captions" or source.question_types:
             raise ConfigError(f"{path}: view='captions' and question_types are for a Moving Shapes folder only")

@@ -44,3 +44,8 @@ def test_turns_join_questions_about_the_same_media(path):
 def test_less_than_one_is_refused(path, name):
     with pytest.raises(ConfigError, match=f"{name}=0 must be at least 1"):
         _open(path, **{name: 0})
+
+
+def test_captions_have_no_type_of_answer(tmp_path):
+    with pytest.raises(ConfigError, match="captions are no answers; leave answer_types away"):
+        _open(tmp_path, view="captions", answer_types=("mcq",))
