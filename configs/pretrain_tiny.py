@@ -2,8 +2,10 @@
 
     jvlmm run configs/pretrain_tiny.py --workdir runs/pretrain-tiny
 
-It learns to see, not to reason: no chain of thought and no <think> format is in its data.
+It learns to see, to name, to find letters, and to explain in plain text; no <think> format is in its data.
 """
+
+from dataclasses import replace
 
 from jvlmm.data.moving_shapes import MovingShapesOptions
 from jvlmm.recipes.evaluating import Evaluate
@@ -38,7 +40,14 @@ def evaluate(split: str) -> Evaluate:
 
 
 def read(
-    name: str, model: str, sources: tuple[Source, ...], steps: int, lengths: tuple[int, ...], schedule: str = "constant"
+    name: str,
+    model: str,
+    sources: tuple[Source, ...],
+    steps: int,
+    lengths: tuple[int, ...],
+    schedule: str = "constant",
+    rate: float = 3e-3,
+    learn: tuple[str, ...] = (),
 ) -> SFT:
     """The decoder alone learns to read the tower. Small batches: what it waits for are steps, not examples."""
     return SFT(
@@ -46,12 +55,14 @@ def read(
         model=model,
         sources=sources,
         style="direct",
+        learn=learn,
         steps=steps,
         batch_size=16,
         length_buckets=lengths,
         vision=VISION,
         optimizer=OptimizerOptions(
-            learning_rate=1e-3,
+            learning_rate=rate,
+            rule="muon",
             warmup_steps=30,
             schedule=schedule,
             b2=0.98,
@@ -69,6 +80,9 @@ def captions(*kinds: str, data: str = "data") -> Source:
 def asked(data: str, repeat: int = 1, types: tuple[str, ...] = ()) -> Source:
     """Questions without options, some about the same clip one after another."""
     return Source(f"stage:{data}", view="open", question_types=types, turns=4, repeat=repeat)
+
+
+LETTERS = Source("stage:data", view="lettered", answer_types=("mcq",))
 
 
 def recipe() -> Recipe:
@@ -90,14 +104,16 @@ def recipe() -> Recipe:
                 vision=VISION,
                 optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
             ),
-            read("names", "stage:tower", (captions("names"),), 500, (80, 96)),
-            read("ways", "stage:names", (captions("ways"), asked("data", types=("direction",))), 2000, (80, 96)),
+            # Letters first, from text alone: to copy by induction is what all that follows builds on.
+            read("letters", "stage:tower", (LETTERS,), 1200, (96, 128, 160), rate=4e-3, learn=(" A", " B", " C", " D")),
+            read("names", "stage:letters", (captions("names"), replace(LETTERS, limit=4000)), 300, (96, 128, 160)),
+            read("ways", "stage:names", (captions("ways"), asked("data", types=("direction",))), 900, (80, 96)),
             # Which object is meant is learnt from images, where nothing moves and every object is seen once.
             read(
                 "objects",
                 "stage:ways",
                 (captions("objects", "places", data="images"), asked("images", repeat=2)),
-                1500,
+                900,
                 (96, 128),
             ),
             read(
@@ -107,10 +123,12 @@ def recipe() -> Recipe:
                     captions("places", "ways", "objects", "track", "motion", "visible", "events"),
                     asked("data", repeat=3),
                     asked("images"),
-                    Source("stage:data", view="named", answer_types=("mcq",), turns=3),
+                    Source("stage:data", view="explained", turns=2, repeat=2),
+                    Source("stage:images", view="explained", turns=2),
+                    replace(LETTERS, limit=6000),
                 ),
-                2800,
-                (112, 160, 224),
+                3600,
+                (128, 192, 288),
                 schedule="cosine",
             ),
             evaluate("test"),

@@ -27,7 +27,10 @@ class BuildMovingShapes:
 
 @dataclass(frozen=True)
 class NewModel:
-    """A model with random weights and a byte-level BPE learned from a data set, as a Hugging Face folder."""
+    """A model with random weights and a byte-level BPE learned from a data set, as a Hugging Face folder.
+
+    The heads of the decoder's first layer begin by looking at neighbouring tokens.
+    """
 
     name: str = "new"
     preset: str = "tiny"
@@ -41,6 +44,7 @@ class NewModel:
         from jvlmm.data.bpe import train_tokenizer
         from jvlmm.data.tokenizer import ChatTokenizer
         from jvlmm.models.huggingface import save_checkpoint
+        from jvlmm.models.neighbour_heads import with_neighbour_heads
         from jvlmm.models.presets import PRESETS
         from jvlmm.models.qwen2_5_vl import init_params
 
@@ -50,9 +54,12 @@ class NewModel:
         tokenizer = ChatTokenizer.from_pretrained(tokenizer_folder)
         preset = PRESETS[self.preset]
         config = replace(
-            preset, text=replace(preset.text, vocab_size=tokenizer.length), tokens=tokenizer.special_tokens
+            preset,
+            text=replace(preset.text, vocab_size=tokenizer.length),
+            tokens=tokenizer.special_tokens,
+            scan_layers=False,
         )
-        params = init_params(config, jax.random.key(run.seed))
+        params = with_neighbour_heads(init_params(config, jax.random.key(run.seed)), config)
         save_checkpoint(folder, params, config, dtype="float32", source_dir=tokenizer_folder)
         return {"path": f"models/{self.name}", "parameters": sum(x.size for x in jax.tree.leaves(params))}
 

@@ -9,7 +9,7 @@ from jvlmm.data.batch import BatchOptions
 from jvlmm.data.concatenation import Concatenation
 from jvlmm.data.conversations import Conversations
 from jvlmm.data.example import AnswerType, Example
-from jvlmm.data.moving_shapes import caption_examples, direct, load, named, open_ended
+from jvlmm.data.moving_shapes import caption_examples, direct, explained, lettered, load, open_ended
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.prompts import Style
 from jvlmm.data.records import read_records
@@ -21,22 +21,22 @@ from jvlmm.video.limits import Limits
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
 
-_CHANGES = {"answer": direct, "named": named, "open": open_ended}  # of a row, by view
+_CHANGES = {"answer": direct, "open": open_ended, "explained": explained, "lettered": lettered}  # of a row, by view
 
 
 @dataclass(frozen=True)
 class Source:
     """Examples of one split of a Moving Shapes folder, or of one neutral JSONL file.
 
-    `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, its answer `named` by
-    the option's text before the letter, the answer to the `open` question without options, or the `captions` of its
-    scene (the last only of Moving Shapes). `turns` above 1 asks so many questions about the same media in one
-    conversation. `repeat` makes a source weigh more.
+    `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, the answer to the `open`
+    question without options, the answer `explained` by the thought as plain text, a `lettered` list of its options
+    without the media, or the `captions` of its scene (the last only of Moving Shapes). `turns` above 1 asks so many
+    questions about the same media in one conversation. `repeat` makes a source weigh more.
     """
 
     path: str  # or stage:NAME
     split: str = "train"
-    view: Literal["response", "answer", "named", "open", "captions"] = "response"
+    view: Literal["response", "answer", "open", "explained", "lettered", "captions"] = "response"
     question_types: tuple[str, ...] = ()  # or kinds of captions; () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None
@@ -61,10 +61,15 @@ class VisionOptions:
         """The decoding processes, as a context manager."""
         return Decoder(workers=self.workers, limits=self.limits)
 
-    def processor(self, style: Style, max_length: int) -> ProcessorOptions:
+    def processor(self, style: Style, max_length: int, learn: tuple[str, ...] = ()) -> ProcessorOptions:
         """What turns examples into sequences of at most `max_length` tokens."""
         return ProcessorOptions(
-            style=style, frames=self.frames, pixels=self.pixels, max_length=max_length, cache_bytes=self.cache_bytes
+            style=style,
+            frames=self.frames,
+            pixels=self.pixels,
+            max_length=max_length,
+            cache_bytes=self.cache_bytes,
+            learn=learn,
         )
 
     def batch(self, batch_size: int, length_buckets: tuple[int, ...]) -> BatchOptions:

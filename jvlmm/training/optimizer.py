@@ -1,5 +1,6 @@
-"""AdamW with a schedule, per-module learning rates and frozen modules."""
+"""AdamW or Muon with a schedule, per-module learning rates and frozen modules."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,17 +9,25 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jvlmm.errors import ConfigError
 
 _UNDECAYED = re.compile(r"bias|scale|norm|^ln(_|$)")
+_AXES = {"qkv": (1, 3), "q_proj": (1, 2), "k_proj": (1, 2), "v_proj": (1, 2), "o_proj": (2, 1), "proj": (2, 1)}
+"""Axes a kernel contracts and axes it gives, where these are not one and one; axes before them stack layers."""
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101). Modules are the top-level keys of the parameters."""
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101), or Muon. Modules are the top-level keys of the parameters.
+
+    With `rule="muon"` the kernels of linear layers are updated by Muon (Jordan et al. 2024), at the root mean square
+    that AdamW's updates have (0.2 of the rate; Liu et al., arXiv:2502.16982), and everything else by AdamW.
+    """
 
     learning_rate: float = 1e-5  # peak
+    rule: Literal["adamw", "muon"] = "adamw"
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     end_learning_rate: float = 0.0  # where the schedule arrives after the last step
@@ -93,13 +102,56 @@ def make_optimizer(options: OptimizerOptions, total_steps: int, modules: Iterabl
         raise ConfigError(f"freeze = {tuple(options.freeze)} leaves nothing to train; leave out one of {modules}")
     schedule = make_schedule(options, total_steps)
     stages = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm is not None else []
-    stages.append(optax.scale_by_adam(options.b1, options.b2, options.eps))
+    stages.append(_direction(options))
     if options.weight_decay:
         stages.append(optax.add_decayed_weights(options.weight_decay, mask=decay_mask))
     if options.learning_rates:
         stages.append(_scale_modules(options.learning_rates))
     stages.append(optax.scale_by_learning_rate(schedule))
     return Optimizer(optax.chain(*stages), schedule, frozenset(options.freeze))
+
+
+def _direction(options: OptimizerOptions) -> optax.GradientTransformation:
+    """Gradients to updates, before decay and learning rate."""
+    adam = optax.scale_by_adam(options.b1, options.b2, options.eps)
+    match options.rule:
+        case "adamw":
+            return adam
+        case "muon":
+            muon = optax.chain(scale_by_muon(weight_dimension_numbers=_matrices), optax.stateless(_as_large_as_adam))
+            return optax.partition({"muon": muon, "adam": adam}, _rules)
+        case unknown:
+            raise ConfigError(f"rule = {unknown!r}: choose 'adamw' or 'muon'")
+
+
+def _rules(params: Any) -> Any:
+    """Tree of the names of rules: Muon for kernels, Adam for embeddings, norms and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if _names(path)[-1] == "kernel" else "adam", params)
+
+
+def _matrices(kernels: Any) -> Any:
+    """Tree of MuonDimensionNumbers: how each kernel is a matrix, or a stack of them."""
+
+    def axes(path, _):
+        inputs, outputs = _AXES.get(_names(path)[-2], (1, 1))
+        return MuonDimensionNumbers(tuple(range(-inputs - outputs, -outputs)), tuple(range(-outputs, 0)))
+
+    return jax.tree_util.tree_map_with_path(axes, kernels)
+
+
+def _as_large_as_adam(updates: Any, _) -> Any:
+    """Orthogonal matrices brought to a root mean square of 0.2."""
+
+    def scaled(path, update):
+        inputs, outputs = _AXES.get(_names(path)[-2], (1, 1))
+        sizes = math.prod(update.shape[-inputs - outputs : -outputs]), math.prod(update.shape[-outputs:])
+        return update * (0.2 * math.sqrt(max(sizes)))
+
+    return jax.tree_util.tree_map_with_path(scaled, updates)
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(key, "key", key)) for key in path]
 
 
 def decay_mask(params: Any) -> Any:
@@ -109,7 +161,7 @@ def decay_mask(params: Any) -> Any:
     """
 
     def decays(path, _):
-        return not any(_UNDECAYED.search(str(getattr(key, "key", key))) for key in path)
+        return not any(_UNDECAYED.search(name) for name in _names(path))
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

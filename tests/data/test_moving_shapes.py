@@ -14,7 +14,6 @@ from jvlmm.data.moving_shapes.annotate import annotate
 from jvlmm.data.moving_shapes.questions import QUADRANTS
 from jvlmm.data.moving_shapes.scene import COLOURS, DIRECTIONS
 from jvlmm.errors import DataError
-from jvlmm.rewards.parsing import parse_choice
 
 OPTIONS = moving_shapes.MovingShapesOptions(
     seed=3,
@@ -209,7 +208,7 @@ def test_thoughts_are_short_end_in_the_answer_and_cite_true_boxes(examples):
         assert found and found[2] == example.answer
         assert len(found[1].split()) <= 40
         if example.answer_type == "mcq":
-            assert found[1].endswith(f"option {example.answer}.")
+            assert found[1].endswith(f" {example.meta['answer_text']} {example.answer}.")
         truth = {tuple(box) for track in _tracks(example).values() for box in track["boxes"] if box}
         cited = re.findall(r"<box>\[(\d+),(\d+),(\d+),(\d+)\]</box>", found[1])
         assert {tuple(map(int, box)) for box in cited} <= truth
@@ -328,14 +327,23 @@ def test_direct_answers(examples):
     assert example.response.startswith("<think>")
 
 
-def test_named_answers_say_the_option_before_its_letter(examples):
-    chosen = next(e for e in examples["test"] if e.answer_type == "mcq")
-    spoken = moving_shapes.named(chosen)
-    assert spoken.response == f"{chosen.meta['answer_text']}, option {chosen.answer}"
-    assert (spoken.options, spoken.answer) == (chosen.options, chosen.answer)
-    assert parse_choice(spoken.response, list(spoken.options)) == chosen.answer
+def test_explained_answers_are_the_thought_alone(examples):
+    for example in examples["test"]:
+        told = moving_shapes.explained(example)
+        assert example.response.startswith(f"<think>{told.response}</think>") and told.response
+        assert (told.question, told.options, told.answer) == (example.question, example.options, example.answer)
+
+
+def test_lessons_in_letters_show_no_media_and_recite_options_with_their_letters(examples):
+    for example in (e for e in examples["test"] if e.answer_type == "mcq"):
+        lesson = moving_shapes.lettered(example)
+        assert lesson.media == () and lesson.options == example.options
+        assert lesson == moving_shapes.lettered(example)
+        for recited in lesson.response.split(", "):
+            text, letter = recited.rsplit(" ", 1)
+            assert example.options["ABCD".index(letter)] == text
     written = next(e for e in examples["test"] if e.answer_type == "number")
-    assert moving_shapes.named(written) == moving_shapes.direct(written)
+    assert moving_shapes.lettered(written).response == written.answer
 
 
 def test_rows_about_the_same_clip_are_known_without_reading(root):

@@ -34,6 +34,7 @@ def test_schedules():
         ({"freeze": toy.MODULES}, "nothing to train"),
         ({"warmup_steps": 10}, "warmup_steps = 10"),
         ({"schedule": "constant", "end_learning_rate": 0.1}, "no effect"),
+        ({"rule": "adam"}, "choose 'adamw' or 'muon'"),
         ({"schedule": "cosin"}, "choose 'constant', 'cosine' or 'linear'"),
     ],
 )
@@ -123,3 +124,42 @@ def test_frozen_module_keeps_its_bits_and_costs_nothing():
     with pytest.raises(AssertionError, match="gradient of a frozen module"):
         trainable = make_optimizer(OptimizerOptions(), 10, toy.MODULES)
         make_train_step(guarded, trainable)(create_state(toy.init_params(), trainable), [next(loader)[0]])
+
+
+def muon_update(gradients):
+    """What one update of Muon at a rate of 1 takes away, in the dtype float32."""
+    options = OptimizerOptions(learning_rate=1.0, rule="muon", schedule="constant", clip_norm=None)
+    optimizer = make_optimizer(options, 10, tuple(gradients))
+    zeros = jax.tree.map(jnp.zeros_like, gradients)
+    return optimizer.update(gradients, optimizer.init(zeros), zeros)[0]
+
+
+def test_muon_makes_kernels_orthogonal_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "gate_proj": (12, 30),
+        "q_proj": (12, 2, 5),
+        "qkv": (12, 3, 2, 5),
+        "o_proj": (2, 5, 12),
+        "proj": (2, 6, 8),
+    }
+    layers = {name: {"kernel": jnp.asarray(rng.normal(size=s), jnp.float32)} for name, s in shapes.items()}
+    layers["q_proj"]["bias"] = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32)
+    update = muon_update({"decoder": layers, "embed": {"embedding": jnp.ones((7, 3))}})
+    inputs = {"o_proj": 2, "proj": 2}
+    for name, shape in shapes.items():
+        taken = np.asarray(update["decoder"][name]["kernel"])
+        rows = int(np.prod(shape[: inputs.get(name, 1)]))
+        values = np.linalg.svd(taken.reshape(rows, -1), compute_uv=False) / (0.2 * max(taken.size // rows, rows) ** 0.5)
+        assert values.min() > 0.6 and values.max() < 1.3, name  # five Newton-Schulz steps bring them near 1
+    np.testing.assert_allclose(update["decoder"]["q_proj"]["bias"], -np.sign(layers["q_proj"]["bias"]), atol=1e-4)
+    np.testing.assert_allclose(update["embed"]["embedding"], -1, atol=1e-4)
+
+
+def test_muon_treats_stacked_layers_one_by_one():
+    rng = np.random.default_rng(1)
+    kernels = jnp.asarray(rng.normal(size=(3, 6, 2, 4)), jnp.float32)
+    stacked = muon_update({"decoder": {"q_proj": {"kernel": kernels}}})["decoder"]["q_proj"]["kernel"]
+    for layer, kernel in zip(stacked, kernels, strict=True):
+        alone = muon_update({"decoder": {"q_proj": {"kernel": kernel}}})["decoder"]["q_proj"]["kernel"]
+        np.testing.assert_allclose(layer, alone, atol=1e-5)

@@ -2,7 +2,7 @@
 
 from jvlmm.data.moving_shapes.dataset import build
 from jvlmm.data.moving_shapes.options import MovingShapesOptions, SceneOptions
-from jvlmm.data.moving_shapes.reading import caption_examples, direct, load, named, open_ended, scenes
+from jvlmm.data.moving_shapes.reading import caption_examples, direct, explained, lettered, load, open_ended, scenes
 
 __all__ = [
     "MovingShapesOptions",
@@ -10,8 +10,9 @@ __all__ = [
     "build",
     "caption_examples",
     "direct",
+    "explained",
     "load",
-    "named",
+    "lettered",
     "open_ended",
     "scenes",
 ]

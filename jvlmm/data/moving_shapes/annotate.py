@@ -123,7 +123,7 @@ def _record(scene: Scene, form: Form, candidate: Candidate, balance: Balance, ro
         options = [wrong[k] for k in balance.rng.permutation(len(wrong))[: len(LETTERS) - 1]]
         place = balance.letter(form)
         options.insert(place, candidate.answer)
-        answer, conclusion = LETTERS[place], f"{candidate.evidence}, option {LETTERS[place]}"
+        answer, conclusion = LETTERS[place], f"{candidate.evidence} {LETTERS[place]}"
     stem = scene.media.rsplit("/", 1)[1].replace(".", "-")
     return {
         "id": f"moving-shapes/{stem}/{form.name}",

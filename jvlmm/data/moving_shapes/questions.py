@@ -25,7 +25,7 @@ class Candidate:
     """A question with its answer as a text, before options are lettered.
 
     For multiple choice, `choices` holds the texts the wrong options are drawn from. `evidence` is the
-    thought up to its conclusion; `cited` are the shapes and steps it looks at.
+    thought, which then ends in the words of the right option; `cited` are the shapes and steps it looks at.
     """
 
     key: str
@@ -113,8 +113,7 @@ def _count(scene, question: str, shown: list[tuple[Shape, int]], numbers, step: 
     total = str(len(shown))
     when = "" if step is None or not shown else f" at {evidence.time(step)}"
     seen = ", ".join(evidence.named(s) for s, _ in shown) if shown else f"nothing is visible at {evidence.time(step)}"
-    noun = "shape" if total == "1" else "shapes"
-    return Candidate(total, question, total, f"{seen}{when}: {total} {noun}", _names(shown), numbers, str(step))
+    return Candidate(total, question, total, f"{seen}{when}, so {total}", _names(shown), numbers, str(step))
 
 
 def _names(shown: list[tuple[Shape, int]]) -> tuple[tuple[str, int], ...]:
@@ -197,7 +196,7 @@ def speed(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iter
             distances = (round(s.speed * (window[1] - window[0])) for s in (one, two))
             views = evidence.cite_two(one, *window), evidence.cite_two(two, *window, times=False)
             seen = "; ".join(f"{view}: {d} pixels" for view, d in zip(views, distances, strict=True))
-            end = f"so {texts[key]} is faster" if key in ("first", "second") else f"so {texts[key]}"
+            end = f"so faster: {texts[key]}" if key in ("first", "second") else f"so {texts[key]}"
             cited = tuple((s.name, k) for s in (one, two) for k in window)
             question = template.format(_the(one), _the(two))
             yield Candidate(key, question, texts[key], f"{seen}; {end}", cited, tuple(texts.values()))
@@ -275,7 +274,7 @@ def _order(rng, one: Shape, two: Shape, kind_one: str, kind_two: str, key: str, 
         views = ((one, kind_one, steps[0]), (two, kind_two, steps[1]))
         cited = tuple((s.name, step - (k == "vanish")) for s, k, step in views)  # where the shape can be seen
         facts = [f"{evidence.named(s)} {EVENTS[k]} at {evidence.time(step)}" for s, k, step in views]
-        end = {"same": "both at once", "first": f"{_the(one)} is first", "second": f"{_the(two)} is first"}[key]
+        end = "both at once" if key == "same" else f"first: {texts[key]}"
         seen = f"{', '.join(facts)}, so {end}"
     return Candidate(key, question, texts[key], seen, cited, tuple(texts.values()), f"{kind_one} {kind_two}")
 

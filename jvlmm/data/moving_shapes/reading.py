@@ -1,11 +1,14 @@
 """Random access to a built dataset, as examples: questions with reasoned or direct answers, and captions."""
 
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, SupportsIndex
+
+import numpy as np
 
 from jvlmm.data.example import AnswerType, Example, Media
 from jvlmm.data.moving_shapes.captions import CAPTIONS, STILL_CAPTIONS, caption
@@ -16,6 +19,7 @@ from jvlmm.data.moving_shapes.scene import Scene, scene_from_dict
 from jvlmm.errors import DataError
 
 BENCHMARK = "moving-shapes"
+_RECITED = 8  # options in a lesson of letters
 
 
 @dataclass(frozen=True)
@@ -168,11 +172,21 @@ def open_ended(example: Example) -> Example:
     return replace(example, options=(), answer=answer, answer_type="text", response=answer)
 
 
-def named(example: Example) -> Example:
-    """The same question with the text of the right option and then its letter, or else the answer, as the response."""
-    if not example.options:
-        return direct(example)
-    return replace(example, response=f"{_right_option(example)}, option {example.answer}")
+def explained(example: Example) -> Example:
+    """The same question with the thought alone, as plain text, as the response; it ends in the answer."""
+    thought = (example.response or "").removeprefix("<think>").split("</think>")[0]
+    return replace(example, response=thought or None)
+
+
+def lettered(example: Example) -> Example:
+    """The same question without its media, with its options at random and their letters as the response.
+
+    What there is to learn is to find the letter of an option; some options come again.
+    """
+    rng = np.random.default_rng(zlib.crc32(example.id.encode()))
+    places = rng.integers(len(example.options), size=_RECITED) if example.options else ()
+    recited = ", ".join(f"{example.options[k]} {chr(ord('A') + k)}" for k in places)
+    return replace(example, media=(), response=recited or example.answer)
 
 
 def _right_option(example: Example) -> str:
