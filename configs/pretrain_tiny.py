@@ -24,13 +24,14 @@ VISION = VisionOptions(
     fold=True,
     cache_bytes=4 * 2**30,
 )
+LETTERS = Source("stage:data", view="lettered", answer_types=("mcq",))
 
 
 def evaluate(split: str) -> Evaluate:
     return Evaluate(
         name=split.replace("_", "-"),
         model="stage:tiny",
-        sources=(Source("stage:data", split=split, view="open"),),  # letters are for fine-tuning to teach
+        sources=(Source("stage:data", split=split, view="open"),),  # in words
         protocol="direct",
         batch_size=64,
         length_buckets=(96,),
@@ -82,7 +83,9 @@ def asked(data: str, repeat: int = 1, types: tuple[str, ...] = ()) -> Source:
     return Source(f"stage:{data}", view="open", question_types=types, turns=4, repeat=repeat)
 
 
-LETTERS = Source("stage:data", view="lettered", answer_types=("mcq",))
+def letters(name: str, model: str) -> SFT:
+    """A lesson in letters: nothing else counts."""
+    return read(name, model, (LETTERS,), 1100, (96, 128, 160), rate=4e-3, learn=(" A", " B", " C", " D"))
 
 
 def recipe() -> Recipe:
@@ -104,8 +107,8 @@ def recipe() -> Recipe:
                 vision=VISION,
                 optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
             ),
-            # Letters first, from text alone: to copy by induction is what all that follows builds on.
-            read("letters", "stage:tower", (LETTERS,), 1200, (96, 128, 160), rate=4e-3, learn=(" A", " B", " C", " D")),
+            # To copy by induction is what all that follows builds on; letters teach it from text alone.
+            letters("letters", "stage:tower"),
             read("names", "stage:letters", (captions("names"), replace(LETTERS, limit=4000)), 300, (96, 128, 160)),
             read("ways", "stage:names", (captions("ways"), asked("data", types=("direction",))), 900, (80, 96)),
             # Which object is meant is learnt from images, where nothing moves and every object is seen once.
@@ -117,7 +120,7 @@ def recipe() -> Recipe:
                 (96, 128),
             ),
             read(
-                "tiny",
+                "scenes",
                 "stage:objects",
                 (
                     captions("places", "ways", "objects", "track", "motion", "visible", "events"),
@@ -127,9 +130,25 @@ def recipe() -> Recipe:
                     Source("stage:images", view="explained", turns=2),
                     replace(LETTERS, limit=6000),
                 ),
-                3600,
+                2800,
                 (128, 192, 288),
                 schedule="cosine",
+            ),
+            # By now letters are forgotten; they are learnt anew, and then kept beside everything else.
+            letters("letters-again", "stage:scenes"),
+            read(
+                "tiny",
+                "stage:letters-again",
+                (
+                    Source("stage:data", view="explained"),
+                    captions("track", "events"),
+                    asked("data"),
+                    LETTERS,
+                ),
+                450,
+                (112, 160, 224),
+                schedule="cosine",
+                rate=2e-3,
             ),
             evaluate("test"),
             evaluate("test_hard"),

@@ -58,7 +58,8 @@ def recipe() -> Recipe:
                 length_buckets=(160, 256),
                 vision=VISION,
                 optimizer=OptimizerOptions(
-                    learning_rate=1e-3,
+                    learning_rate=2e-3,
+                    rule="muon",
                     warmup_steps=20,
                     b2=0.98,
                     freeze=("vision", "merger"),  # it sees already

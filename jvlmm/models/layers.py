@@ -95,7 +95,11 @@ class GatedMLP(nn.Module):
         gate = linear(self.config, self.intermediate_size, outer, self.bias, name="gate_proj")(x)
         up = linear(self.config, self.intermediate_size, outer, self.bias, name="up_proj")(x)
         down = linear(self.config, x.shape[-1], inner, self.bias, variance=self.variance, name="down_proj")
-        return down(nn.silu(gate) * up)
+        return down(jax.checkpoint(_gated)(gate, up))  # cheaper to compute again than to keep for the backward pass
+
+
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return nn.silu(gate) * up
 
 
 def inverse_frequencies(dim: int, theta: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The jitted training step: gradients, accumulation, one optimiser update."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jvlmm.models.execution import compiler_options
 from jvlmm.training.optimizer import Optimizer
 from jvlmm.training.state import TrainState
 
@@ -39,14 +41,15 @@ class TrainStep:
         def update(state, total):
             return _update(optimizer, state, total)
 
+        jit = partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
         out = {} if shardings is None else {"out_shardings": (shardings, None)}
         self._place = place
-        self._whole = jax.jit(lambda state, batch: update(state, sums(state.params, batch)), donate_argnums=0, **out)
-        self._first = jax.jit(sums)
-        self._add = jax.jit(
+        self._whole = jit(lambda state, batch: update(state, sums(state.params, batch)), donate_argnums=0, **out)
+        self._first = jit(sums)
+        self._add = jit(
             lambda total, params, batch: jax.tree.map(jnp.add, total, sums(params, batch)), donate_argnums=0
         )
-        self._update = jax.jit(update, donate_argnums=(0, 1), **out)
+        self._update = jit(update, donate_argnums=(0, 1), **out)
 
     def __call__(self, state: TrainState, microbatches: Sequence[Any]) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update. Metrics are float32 scalars on the device: loss, grad_norm, learning_rate, extras."""
