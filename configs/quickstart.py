@@ -53,7 +53,7 @@ def recipe() -> Recipe:
                 name="sft",
                 model=BASE,
                 sources=(Source("stage:data"),),
-                steps=900,
+                steps=800,
                 batch_size=16,
                 length_buckets=(160, 256),
                 vision=VISION,
