@@ -32,7 +32,7 @@ def for_inference(config: ModelConfig, platform: str) -> ModelConfig:
 def compiler_options(platform: str) -> dict[str, str]:
     """What XLA should be told for programs that need much memory.
 
-    On CPU its default order of operations favours running many at once, which on few cores gains nothing and keeps
+    On CPU its default order of operations favours running many at once, which on few cores gains little and keeps
     more arrays alive.
     """
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else {}

@@ -92,7 +92,8 @@ def _init(config: ModelConfig, key: jax.Array):
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Random parameters of `config.param_dtype`.
 
-    Kernels are normal with variance 1 / inputs, embeddings with standard deviation 0.02; biases are 0, norms 1.
+    Kernels are normal with variance 1 / inputs, less where they write to the decoder's residual stream; embeddings
+    with variance 1 / D; biases are 0, norms 1.
     """
     return jax.jit(lambda key: nn.meta.unbox(_init(config, key)))(key)
 
