@@ -5,8 +5,6 @@
 It learns to see, to name, to find letters, and to explain in plain text; no <think> format is in its data.
 """
 
-from dataclasses import replace
-
 from jvlmm.data.moving_shapes import MovingShapesOptions
 from jvlmm.recipes.evaluating import Evaluate
 from jvlmm.recipes.moving_shapes import BuildMovingShapes, NewModel
@@ -24,7 +22,6 @@ VISION = VisionOptions(
     fold=True,
     cache_bytes=4 * 2**30,
 )
-LETTERS = Source("stage:data", view="lettered", answer_types=("mcq",))
 
 
 def evaluate(split: str) -> Evaluate:
@@ -48,7 +45,6 @@ def read(
     lengths: tuple[int, ...],
     schedule: str = "constant",
     rate: float = 3e-3,
-    learn: tuple[str, ...] = (),
 ) -> SFT:
     """The decoder alone learns to read the tower. Small batches: what it waits for are steps, not examples."""
     return SFT(
@@ -56,7 +52,6 @@ def read(
         model=model,
         sources=sources,
         style="direct",
-        learn=learn,
         steps=steps,
         batch_size=16,
         length_buckets=lengths,
@@ -83,9 +78,13 @@ def asked(data: str, repeat: int = 1, types: tuple[str, ...] = ()) -> Source:
     return Source(f"stage:{data}", view="open", question_types=types, turns=4, repeat=repeat)
 
 
-def letters(name: str, model: str) -> SFT:
-    """A lesson in letters: nothing else counts."""
-    return read(name, model, (LETTERS,), 1100, (96, 128, 160), rate=4e-3, learn=(" A", " B", " C", " D"))
+def explained(data: str, repeat: int = 1, types: tuple[str, ...] = ()) -> Source:
+    return Source(f"stage:{data}", view="explained", question_types=types, turns=2, repeat=repeat)
+
+
+def letters(limit: int | None = None) -> Source:
+    """Lessons in letters; what is not practised is forgotten, so every stage has some."""
+    return Source("stage:data", view="lettered", answer_types=("mcq",), limit=limit)
 
 
 def recipe() -> Recipe:
@@ -108,57 +107,37 @@ def recipe() -> Recipe:
                 optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
             ),
             # To copy by induction is what all that follows builds on; letters teach it from text alone.
-            letters("letters", "stage:tower"),
-            read("names", "stage:letters", (captions("names"), replace(LETTERS, limit=4000)), 300, (96, 128, 160)),
-            read("ways", "stage:names", (captions("ways"), asked("data", types=("direction",))), 900, (80, 96)),
+            read("letters", "stage:tower", (letters(),), 1200, (96, 128, 160), rate=4e-3),
+            read("names", "stage:letters", (captions("names"), letters(12000)), 300, (96, 128, 160)),
+            read(
+                "ways",
+                "stage:names",
+                (captions("ways"), asked("data", types=("direction",)), letters(8000)),
+                900,
+                (80, 96, 160),
+            ),
             # Which object is meant is learnt from images, where nothing moves and every object is seen once.
             read(
                 "objects",
                 "stage:ways",
-                (captions("objects", "places", data="images"), asked("images", repeat=2)),
+                (captions("objects", "places", data="images"), asked("images", repeat=2), letters(16000)),
                 900,
-                (96, 128),
+                (96, 128, 160),
             ),
             read(
                 "scenes",
                 "stage:objects",
                 (
-                    captions("places", "ways", "objects", "track", "motion", "visible", "events"),
-                    asked("data", repeat=3),
+                    captions("places", "ways", "track", "motion", "visible", "events"),
+                    asked("data", repeat=2),
                     asked("images"),
-                    Source("stage:data", view="explained", turns=2, repeat=2),
-                    Source("stage:images", view="explained", turns=2),
-                    replace(LETTERS, limit=6000),
+                    explained("data", repeat=2),
+                    explained("data", repeat=2, types=("event", "order", "speed", "span")),
+                    explained("images"),
+                    letters(),
                 ),
-                2800,
+                3000,
                 (128, 192, 288),
-                schedule="cosine",
-            ),
-            # By now letters are forgotten; they are learnt anew, and from here on everything is kept together.
-            letters("letters-again", "stage:scenes"),
-            read(
-                "both",
-                "stage:letters-again",
-                (Source("stage:data", view="explained"), captions("track", "events"), asked("data"), LETTERS),
-                450,
-                (112, 160, 224),
-                schedule="cosine",
-                rate=2e-3,
-            ),
-            read(
-                "tiny",
-                "stage:both",
-                (
-                    Source("stage:data", view="explained"),
-                    Source("stage:images", view="explained"),
-                    captions("places", "ways", "track"),
-                    asked("data"),
-                    asked("images", repeat=2),
-                    LETTERS,
-                ),
-                1100,
-                (112, 160, 224),
-                schedule="cosine",
             ),
             evaluate("test"),
             evaluate("test_hard"),

@@ -24,7 +24,8 @@ class Example:
     `question` holds no options and may place its media with `<image>` and `<video>`; where it does
     not, the media come first. `answer` is the gold answer as it should stand inside `<answer>`.
     `response` is the full assistant turn to learn (chain of thought and answer, or a caption);
-    None where the example is only asked. `earlier` are the turns of the conversation before this one: questions
+    None where the example is only asked. Where `learn` names texts of single tokens, only these tokens of the responses
+    are learnt. `earlier` are the turns of the conversation before this one: questions
     about the same media, each with its response. `meta` keeps everything else the row brought.
     """
 
@@ -36,6 +37,7 @@ class Example:
     options: tuple[str, ...] = ()  # texts without letters, in order A, B, C, …
     question_type: str = "general"
     response: str | None = None
+    learn: tuple[str, ...] = ()
     earlier: tuple["Example", ...] = ()
     benchmark: str = ""
     split: str = ""

@@ -39,7 +39,6 @@ class ProcessorOptions:
     max_length: int = 8192  # tokens of one sequence, visual tokens included
     cache_bytes: int = 0  # host memory for patches of files used again; 0 decodes every time
     text_after_media: TextAfterMedia = "grid"  # see positions.mrope_positions
-    learn: tuple[str, ...] = ()  # texts of single tokens: of a response, only these are learnt; () is all of it
 
     def __post_init__(self) -> None:
         if self.style not in ("direct", "think", "describe"):
@@ -84,7 +83,6 @@ class Processor:
         self.config = config
         self.options = options
         self.cache = PatchCache(options.cache_bytes)
-        self._learnt = [self._single_token(text) for text in options.learn]
         self._decoder = decoder
 
     def prompt(self, example: Example) -> Sequence:
@@ -92,7 +90,7 @@ class Processor:
         return self._sequence(example, render(example, self.options.style), add_generation_prompt=True)
 
     def training(self, example: Example) -> Sequence:
-        """The conversation with its responses, the loss on each response and its end of turn, or what `learn` names.
+        """The conversation with its responses; the loss is on them and their ends, or on what `example.learn` names.
 
         `prompt` and `training` raise DataError or VideoError, the example's id first.
         """
@@ -100,14 +98,17 @@ class Processor:
             raise DataError(f"{example.id}: no response to learn; give the row a response")
         messages = [*render(example, self.options.style), {"role": "assistant", "content": example.response}]
         sequence = self._sequence(example, messages, add_generation_prompt=False)
-        if not self._learnt:
+        if not example.learn:
             return sequence
-        return replace(sequence, loss_mask=sequence.loss_mask & np.isin(sequence.tokens, self._learnt))
+        learnt = [self._single_token(example.id, text) for text in example.learn]
+        return replace(sequence, loss_mask=sequence.loss_mask & np.isin(sequence.tokens, learnt))
 
-    def _single_token(self, text: str) -> int:
+    def _single_token(self, example_id: str, text: str) -> int:
         tokens = self.tokenizer.encode(text)
         if len(tokens) != 1:
-            raise ConfigError(f"learn names {text!r}, which is {len(tokens)} tokens; name texts of one token each")
+            raise DataError(
+                f"{example_id}: learn names {text!r}, which is {len(tokens)} tokens; name texts of one token each"
+            )
         return int(tokens[0])
 
     def patches(self, media: Media) -> Patches:

@@ -141,6 +141,7 @@ def _example(row: Any, root: Path) -> Example:
         options=options,
         question_type=_text(row, "question_type", "general"),
         response=_text(row, "response") if "response" in row else None,
+        learn=_texts(row.get("learn", []), "learn"),
         earlier=tuple(_turn(turn, root) for turn in _list(row.get("earlier", []), "earlier")),
         benchmark=_text(row, "benchmark", ""),
         split=_text(row, "split", ""),
@@ -171,9 +172,16 @@ def _list(value: Any, name: str) -> list:
     return value
 
 
+def _texts(value: Any, name: str) -> tuple[str, ...]:
+    texts = tuple(_list(value, name))
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} must be a list of texts")
+    return texts
+
+
 def _options(value: Any) -> tuple[str, ...]:
-    options = tuple(_list(value, "options"))
-    if not all(isinstance(option, str) for option in options) or len(options) > len(string.ascii_uppercase):
+    options = _texts(value, "options")
+    if len(options) > len(string.ascii_uppercase):
         raise ValueError("options must be at most 26 texts, without their letters")
     return options
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.concatenation import Concatenation
@@ -39,7 +39,7 @@ class Source:
     view: Literal["response", "answer", "open", "explained", "lettered", "captions"] = "response"
     question_types: tuple[str, ...] = ()  # or kinds of captions; () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
-    limit: int | None = None
+    limit: int | None = None  # of what the types leave
     turns: int = 1
     repeat: int = 1
     name: str = ""  # for overrides such as sft.sources.NAME.path=…
@@ -61,7 +61,7 @@ class VisionOptions:
         """The decoding processes, as a context manager."""
         return Decoder(workers=self.workers, limits=self.limits)
 
-    def processor(self, style: Style, max_length: int, learn: tuple[str, ...] = ()) -> ProcessorOptions:
+    def processor(self, style: Style, max_length: int) -> ProcessorOptions:
         """What turns examples into sequences of at most `max_length` tokens."""
         return ProcessorOptions(
             style=style,
@@ -69,7 +69,6 @@ class VisionOptions:
             pixels=self.pixels,
             max_length=max_length,
             cache_bytes=self.cache_bytes,
-            learn=learn,
         )
 
     def batch(self, batch_size: int, length_buckets: tuple[int, ...]) -> BatchOptions:
@@ -93,9 +92,8 @@ def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenati
         records = read_records(path)
         for rejected in records.rejected:
             rejections.add(rejected)
-        rows, keys = records.examples[: source.limit], None
-        if source.answer_types:
-            rows = [row for row in rows if row.answer_type in source.answer_types]
+        wanted = source.answer_types or get_args(AnswerType)
+        rows, keys = [row for row in records.examples if row.answer_type in wanted][: source.limit], None
     else:
         rows = _moving_shapes(path, source)
         keys = rows.media_keys

@@ -42,7 +42,6 @@ class SFT:
     model: str = ""  # a Hugging Face folder, or stage:NAME
     sources: tuple[Source, ...] = ()
     style: Style = "think"  # of the prompts
-    learn: tuple[str, ...] = ()  # tokens' texts: of the responses only these are learnt; () is all
     steps: int = 1000  # optimiser updates
     batch_size: int = 32  # rows a device step
     accumulation: int = 1  # device steps an update
@@ -66,7 +65,7 @@ class SFT:
             processor = Processor(
                 ChatTokenizer.from_pretrained(folder),
                 for_training(load_config(folder), jax.default_backend(), self.remat),
-                self.vision.processor(self.style, self.length_buckets[-1], self.learn),
+                self.vision.processor(self.style, self.length_buckets[-1]),
                 stack.enter_context(self.vision.decoder()),
             )
             loader = stack.enter_context(

@@ -338,7 +338,7 @@ def test_lessons_in_letters_show_no_media_and_recite_options_with_their_letters(
     for example in (e for e in examples["test"] if e.answer_type == "mcq"):
         lesson = moving_shapes.lettered(example)
         assert lesson.media == () and lesson.options == example.options
-        assert lesson == moving_shapes.lettered(example)
+        assert lesson == moving_shapes.lettered(example) and lesson.learn == (" A", " B", " C", " D")
         for recited in lesson.response.split(", "):
             text, letter = recited.rsplit(" ", 1)
             assert example.options["ABCD".index(letter)] == text

@@ -44,12 +44,13 @@ def test_prompt_begins_the_training_sequence_and_has_nothing_to_learn(drawing, t
 def test_only_the_tokens_named_are_learnt(drawing, tokenizer):
     answer = tokenizer.encode("yes no")
     named = [tokenizer.decode([token]) for token in answer[:1]]
-    example = drawing.example(response="yes no")
-    whole, some = drawing.processor().training(example), drawing.processor(learn=tuple(named)).training(example)
+    example, processor = drawing.example(response="yes no"), drawing.processor()
+    whole = processor.training(example)
+    some = processor.training(dataclasses.replace(example, learn=tuple(named)))
     np.testing.assert_array_equal(some.tokens, whole.tokens)
     assert set(some.tokens[some.loss_mask]) == {answer[0]} < set(whole.tokens[whole.loss_mask])
-    with pytest.raises(ConfigError, match=r"learn names 'yes no', which is \d+ tokens"):
-        drawing.processor(learn=("yes no",))
+    with pytest.raises(DataError, match=r"learn names 'yes no', which is \d+ tokens"):
+        processor.training(dataclasses.replace(example, learn=("yes no",)))
 
 
 def test_text_only(drawing):

@@ -56,6 +56,7 @@ def test_written_examples_read_back_equal(tmp_path_factory, drawn):
             options=tuple(options),
             question_type="order",
             response=response,
+            learn=tuple(options),
             meta=meta,
             **fields,
         )
@@ -103,7 +104,9 @@ def test_unknown_columns_are_kept_and_json_answers_read_as_text(tmp_path):
         ),
         ({"answer_type": "mcq", "options": ["x", "y"], "answer": "AB"}, "'AB' must be the letter"),
         ({"options": "x"}, "options must be a list"),
-        ({"options": [1, 2]}, "options must be at most 26 texts"),
+        ({"options": [1, 2]}, "options must be a list of texts"),
+        ({"options": list("abcdefghijklmnopqrstuvwxyz1")}, "options must be at most 26 texts"),
+        ({"learn": " A"}, "learn must be a list"),
         ({"meta": 3}, "meta must be an object"),
         ({"media": {"path": "x"}}, "media must be a list"),
         ({"media": [{"type": "audio", "path": "x"}]}, "image or video"),

@@ -3,7 +3,7 @@
 import pytest
 
 from jvlmm.data.example import Example, Media
-from jvlmm.data.records import write_examples
+from jvlmm.data.records import read_examples, write_examples
 from jvlmm.data.rejections import Rejections
 from jvlmm.errors import ConfigError
 from jvlmm.recipes.recipe import Run
@@ -38,6 +38,12 @@ def test_turns_join_questions_about_the_same_media(path):
     turns = [[*c.earlier, c] for c in conversations]
     assert sorted(len(t) for t in turns) == [1, 1, 2]
     assert sorted(e.response for t in turns for e in t) == ["0", "1", "2", "3"]
+
+
+def test_the_limit_counts_what_the_types_leave(path):
+    rows = [Example("t", "What is it?", "a cat", "text", response="a cat"), *read_examples(path)]
+    write_examples(path, rows)
+    assert [e.id for e in _open(path, answer_types=("number",), limit=2)] == ["0", "1"]
 
 
 @pytest.mark.parametrize("name", ["turns", "repeat"])

@@ -181,12 +181,13 @@ def explained(example: Example) -> Example:
 def lettered(example: Example) -> Example:
     """The same question without its media, with its options at random and their letters as the response.
 
-    What there is to learn is to find the letter of an option; some options come again.
+    Only the letters are learnt: to find that of an option. Some options come again.
     """
     rng = np.random.default_rng(zlib.crc32(example.id.encode()))
     places = rng.integers(len(example.options), size=_RECITED) if example.options else ()
-    recited = ", ".join(f"{example.options[k]} {chr(ord('A') + k)}" for k in places)
-    return replace(example, media=(), response=recited or example.answer)
+    letters = tuple(f" {chr(ord('A') + k)}" for k in range(len(example.options)))
+    recited = ", ".join(f"{example.options[k]}{letters[k]}" for k in places)
+    return replace(example, media=(), response=recited or example.answer, learn=letters)
 
 
 def _right_option(example: Example) -> str:
