@@ -24,13 +24,14 @@ VISION = VisionOptions(
     fold=True,
     cache_bytes=4 * 2**30,
 )
+DIRECT = ("direction", "speed", "order", "event")  # asked for the bare answer to the last
 
 
 def evaluate(split: str) -> Evaluate:
     return Evaluate(
         name=split.replace("_", "-"),
         model="stage:tiny",
-        sources=(Source("stage:data", split=split, view="open"),),  # in words
+        sources=(Source("stage:data", split=split, view="open", question_types=DIRECT),),
         protocol="direct",
         batch_size=64,
         length_buckets=(96,),
@@ -138,13 +139,13 @@ def recipe() -> Recipe:
             ),
             # To say why: thoughts as plain text, in which letters follow words.
             read(
-                "tiny",
+                "explanations",
                 "stage:letters",
                 (
                     captions("places", "ways", "track", "visible", "events"),
                     captions("ways"),
                     asked("data"),
-                    asked("data", repeat=2, types=("direction", "speed", "order", "event")),
+                    asked("data", repeat=2, types=DIRECT),
                     asked("images"),
                     explained("data", repeat=2),
                     explained("data", types=("event", "order", "speed", "span")),
@@ -152,6 +153,20 @@ def recipe() -> Recipe:
                     letters(50000),
                 ),
                 1500,
+                (128, 192, 288),
+                replace(COPY, schedule="cosine"),
+            ),
+            read(
+                "tiny",
+                "stage:explanations",
+                (
+                    captions("track", "visible", "ways"),
+                    asked("data", types=DIRECT),
+                    explained("data", repeat=3),
+                    explained("images"),
+                    letters(12000),
+                ),
+                1000,
                 (128, 192, 288),
                 replace(COPY, schedule="cosine"),
             ),
