@@ -127,8 +127,9 @@ def position(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> I
             continue
         question = pick(rng, "Where is the {}{}?", "In which corner is the {}{}?")
         question = question.format(shape.name, _at_time(scene, step))
-        seen = f"{evidence.named(shape)}{evidence.at(scene, step)} is {quadrant}, {evidence.box(shape, step)}: "
-        yield Candidate(quadrant, question, quadrant, f"{seen}it is {quadrant}", ((shape.name, step),), QUADRANTS)
+        where = f"is {quadrant}, {evidence.box(shape, step)}: it is {quadrant}"
+        seen = f"{evidence.named(shape)}{evidence.at(scene, step)} {where}"
+        yield Candidate(quadrant, question, quadrant, seen, ((shape.name, step),), QUADRANTS)
 
 
 def quadrant_of(box, size: int) -> str | None:
