@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jvlmm import __version__
-from jvlmm.cli import bench, convert, data, evaluate, generate, run
+from jvlmm.cli import bench, convert, data, evaluate, generate, plan, run
 from jvlmm.errors import JvlmmError
 
-VERBS = (run, evaluate, generate, data, convert, bench)
+VERBS = (run, evaluate, generate, data, convert, plan, bench)
 
 
 def build_parser() -> argparse.ArgumentParser:

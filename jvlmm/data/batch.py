@@ -5,12 +5,19 @@ from collections.abc import Sequence as Sized
 from dataclasses import dataclass, replace
 
 import flax.struct
+import jax
 import numpy as np
 
 from jvlmm.data.sequence import Sequence
 from jvlmm.errors import ConfigError, DataError
 from jvlmm.models.config import ModelConfig
-from jvlmm.models.vision_inputs import VisionBuckets, VisionInputs, build_vision_inputs
+from jvlmm.models.vision_inputs import (
+    VisionBuckets,
+    VisionInputs,
+    abstract_vision_inputs,
+    build_vision_inputs,
+    build_vision_shards,
+)
 
 
 @flax.struct.dataclass
@@ -21,8 +28,8 @@ class Batch:
     positions: np.ndarray  # int32 [B, 3, L], 0 on padding
     segment_ids: np.ndarray  # int32 [B, L], 1 on tokens, 0 on padding
     loss_mask: np.ndarray  # bool [B, L], True on the tokens to learn (each predicted from the one before it)
-    visual_index: np.ndarray  # int32 [B, L], row of the tower's output, -1 on text and padding
-    vision: VisionInputs | None  # all media of the batch; None where no row has any
+    visual_index: np.ndarray  # int32 [B, L], row of the tower's output in the row's shard, -1 on text and padding
+    vision: VisionInputs | None  # all media of the batch, by shard where there are several; None where no row has any
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,45 @@ class BatchOptions:
     patch_buckets: tuple[int, ...] = ()  # patches of a batch, padding included; (): exactly as many as there are
     frame_patches: tuple[int, ...] = ()  # patches of a frame; (): powers of two
     fold: bool = False  # only rows with media of equal sizes share a batch, whose attention needs no gathers then
+    shards: int = 1  # so many devices split the rows; the media of each one's rows lie together
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch.batch_size={self.batch_size} must be at least 1")
+        if self.shards < 1 or any(size % self.shards for size in (self.batch_size, *self.patch_buckets)):
+            raise ConfigError(
+                f"batch.batch_size={self.batch_size}, batch.patch_buckets={self.patch_buckets} do not divide into "
+                f"batch.shards={self.shards}; use multiples of it"
+            )
         for name in ("length_buckets", "patch_buckets", "frame_patches"):
             sizes = getattr(self, name)
             if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
                 raise ConfigError(f"batch.{name}={sizes} must be positive and increase")
+
+
+def abstract_batch(options: BatchOptions, config: ModelConfig, frame_patches: int) -> Batch:
+    """ShapeDtypeStructs of the largest batch: its longest rows, its largest patch bucket, gathered groups.
+
+    `frame_patches` are those of the largest frame. ConfigError where the options do not bound the shapes.
+    """
+    if not options.length_buckets or not options.patch_buckets:
+        raise ConfigError(
+            f"batch.length_buckets={options.length_buckets}, batch.patch_buckets={options.patch_buckets}: "
+            "without buckets the largest batch is not known; give both"
+        )
+    rows, length, shards = options.batch_size, options.length_buckets[-1], options.shards
+    inputs = abstract_vision_inputs(options.patch_buckets[-1] // shards, frame_patches, config.vision)
+    if shards > 1:
+        inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((shards, *x.shape), x.dtype), inputs)
+    integers = jax.ShapeDtypeStruct((rows, length), np.int32)
+    return Batch(
+        tokens=integers,
+        positions=jax.ShapeDtypeStruct((rows, 3, length), np.int32),
+        segment_ids=integers,
+        loss_mask=jax.ShapeDtypeStruct((rows, length), bool),
+        visual_index=integers,
+        vision=inputs,
+    )
 
 
 def length_bucket(length: int, options: BatchOptions) -> int:
@@ -68,9 +106,10 @@ def check_fits(sequence: Sequence, options: BatchOptions) -> None:
 
 
 def fits(rows: Sized[Sequence], sequence: Sequence, options: BatchOptions) -> bool:
-    """Whether `sequence` can join `rows` without exceeding the largest patch bucket."""
-    total = sum(row.num_patches for row in rows) + sequence.num_patches
-    return not options.patch_buckets or total <= options.patch_buckets[-1]
+    """Whether `sequence` can join `rows` without exceeding its shard's part of the largest patch bucket."""
+    first = len(rows) - len(rows) % (options.batch_size // options.shards)
+    total = sum(row.num_patches for row in rows[first:]) + sequence.num_patches
+    return not options.patch_buckets or total <= options.patch_buckets[-1] // options.shards
 
 
 def bucket_key(sequence: Sequence, options: BatchOptions) -> Hashable:
@@ -96,7 +135,6 @@ def collate(sequences: Sized[Sequence], options: BatchOptions, config: ModelConf
     segment_ids = np.zeros(shape, np.int32)
     loss_mask = np.zeros(shape, bool)
     visual_index = np.full(shape, -1, np.int32)
-    first = 0
     for i, sequence in enumerate(sequences):
         n = sequence.length
         tokens[i, :n] = sequence.tokens
@@ -104,29 +142,40 @@ def collate(sequences: Sized[Sequence], options: BatchOptions, config: ModelConf
         segment_ids[i, :n] = 1
         loss_mask[i, :n] = sequence.loss_mask
         is_media = sequence.visual_index >= 0
-        visual_index[i, :n][is_media] = rows[first + sequence.visual_index[is_media]]
-        first += int(is_media.sum())
+        visual_index[i, :n][is_media] = rows[i][sequence.visual_index[is_media]]
     return Batch(tokens, positions, segment_ids, loss_mask, visual_index, vision)
 
 
 def _vision(
     sequences: Sized[Sequence], options: BatchOptions, config: ModelConfig
-) -> tuple[VisionInputs | None, np.ndarray]:
-    """The tower's inputs, and int32 [M]: its output row for each merged token, media after media."""
-    patches = [p for sequence in sequences for p in sequence.patches]
-    if not patches:
-        return None, np.zeros(0, np.int32)
-    total = sum(len(p.pixels) for p in patches)
-    sizes = options.patch_buckets
+) -> tuple[VisionInputs | None, list[np.ndarray]]:
+    """The tower's inputs, and for every sequence int32 [m]: the output row of each of its merged tokens."""
+    if not any(sequence.patches for sequence in sequences):
+        return None, [np.zeros(0, np.int32)] * len(sequences)
+    per_shard = options.batch_size // options.shards
+    shards = [[s.patches for s in sequences[k : k + per_shard]] for k in range(0, options.batch_size, per_shard)]
+    sizes = tuple(size // options.shards for size in options.patch_buckets)
+    total = max(sum(len(p.pixels) for patches in shard for p in patches) for shard in shards)
     if sizes and total > sizes[-1]:
         raise DataError(
-            f"{total} patches in one batch exceed the largest of batch.patch_buckets={sizes}; add a larger bucket"
+            f"{total} patches in the rows of one device exceed its share of batch.patch_buckets="
+            f"{options.patch_buckets}; add a larger bucket"
         )
     if not sizes and options.fold:  # equal rows: blank ones fill a batch that comes short
-        blank = [replace(p, pixels=np.zeros_like(p.pixels)) for p in sequences[0].patches]
-        patches += blank * (options.batch_size - len(sequences))
+        blank = tuple(replace(p, pixels=np.zeros_like(p.pixels)) for p in sequences[0].patches)
+        shards = [shard + [blank] * (per_shard - len(shard)) for shard in shards]
+    media = [[p for patches in shard for p in patches] for shard in shards]
+    pixels, grids = ([[getattr(p, name) for p in shard] for shard in media] for name in ("pixels", "grid"))
     buckets = VisionBuckets(sizes, options.frame_patches) if sizes else None
-    vision, rows = build_vision_inputs(
-        [p.pixels for p in patches], [p.grid for p in patches], config.vision, buckets, options.fold
-    )
-    return vision, np.concatenate(rows)
+    if options.shards == 1:
+        vision, rows = build_vision_inputs(pixels[0], grids[0], config.vision, buckets, options.fold)
+        rows = [rows]
+    else:
+        vision, rows = build_vision_shards(pixels, grids, config.vision, buckets, options.fold)
+    return vision, _by_sequence(sequences, [of for shard in rows for of in shard])
+
+
+def _by_sequence(sequences: Sized[Sequence], rows: list[np.ndarray]) -> list[np.ndarray]:
+    """Joins the rows of each sequence's media; blank media come last in their shard and are left out."""
+    remaining = iter(rows)
+    return [np.concatenate([np.zeros(0, np.int32), *(next(remaining) for _ in s.patches)]) for s in sequences]

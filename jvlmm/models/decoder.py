@@ -9,6 +9,7 @@ from jvlmm.models.attention import attend
 from jvlmm.models.cache import KVCache, LayerCache, cache_from_prompt
 from jvlmm.models.config import ModelConfig, TextConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rematerialise, rotate
+from jvlmm.sharding.rules import constrain
 
 
 def _residual_variance(text: TextConfig) -> float:
@@ -60,7 +61,7 @@ class Attention(nn.Module):
         key = rotate(self.k_proj(x).swapaxes(1, 2), cos, sin)
         value = self.v_proj(x).swapaxes(1, 2)
         if cache is None:
-            mixed = attend(query, key, value, *segments, causal=True)
+            mixed = attend(query, key, value, *segments, causal=True, config=self.config)
             return self.o_proj(mixed), (key, value)
         cache = cache.write(key, value)
         return self.o_proj(attend(query, *cache.read(), *segments)), cache
@@ -84,8 +85,11 @@ class DecoderLayer(nn.Module):
     def __call__(self, x, rope, segments, cache=None):
         """As `Attention`."""
         mixed, kept = self.self_attn(self.input_layernorm(x), rope, segments, cache)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), kept
+        x = self._place(x + mixed)
+        return self._place(x + self.mlp(self.post_attention_layernorm(x))), kept
+
+    def _place(self, x):
+        return constrain(x, self.config.rules, ("batch", "length", None))
 
 
 class Embedding(nn.Module):
@@ -129,8 +133,10 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         if features is None:
             return x
-        rows = jnp.take(features, jnp.maximum(visual_index, 0), axis=0).astype(x.dtype)
-        return jnp.where((visual_index >= 0)[..., None], rows, x)
+        blocks = features.reshape(-1, *features.shape[-2:])
+        index = jnp.maximum(visual_index, 0).reshape(len(blocks), -1, visual_index.shape[1])
+        rows = jax.vmap(lambda block, index: jnp.take(block, index, axis=0))(blocks, index)
+        return jnp.where((visual_index >= 0)[..., None], rows.reshape(x.shape).astype(x.dtype), x)
 
     def __call__(self, x, positions, segment_ids, keep: bool = False):
         """x [B, L, D] -> (hidden [B, L, D], (keys, values) of every layer, or None without `keep`)."""

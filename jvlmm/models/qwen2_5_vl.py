@@ -30,6 +30,7 @@ and merger; "layers" for the stacked axis.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -43,6 +44,7 @@ from jvlmm.models.decoder import Decoder
 from jvlmm.models.log_probs import project, tiled_log_probs
 from jvlmm.models.vision import PatchMerger, VisionTower
 from jvlmm.models.vision_inputs import VisionInputs, build_vision_inputs
+from jvlmm.sharding.rules import constrain
 
 Params = Mapping[str, Any]
 _STACKS = (("vision", "blocks"), ("decoder", "layers"))
@@ -111,8 +113,13 @@ def _is_box(leaf) -> bool:
 
 
 def encode_vision(params: Params, config: ModelConfig, vision: VisionInputs) -> jax.Array:
-    """Features [M, D] of the merged tokens, in window order; M = N / merge²."""
-    return _apply(params, config, "encode_vision", vision)
+    """Features [M, D] of the merged tokens, in window order, M = N / merge²; [S, M, D] of inputs in S shards."""
+    encode = partial(_apply, params, config, "encode_vision")
+    if vision.pixels.ndim == 2:
+        return encode(vision)
+    over = config.rules.batch if config.rules else None
+    features = jax.vmap(encode, spmd_axis_name=over)(vision)
+    return constrain(features, config.rules, ("batch", None, None))
 
 
 def forward(
@@ -131,7 +138,8 @@ def forward(
         positions: int32 [B, 3, L]: time, height and width of M-RoPE.
         segment_ids: int32 [B, L]: tokens attend to earlier tokens of the same number; 0 is padding.
         visual_index: int32 [B, L]: row of `features` that replaces the token's embedding, -1 for text.
-        features: [M, D], from `encode_vision`; None for text alone.
+        features: [M, D], from `encode_vision`; None for text alone. Of [S, M, D] the first B / S rows of tokens
+            take from the first block, and so on.
 
     Returns:
         [B, L, D] of the compute dtype; rows of padding hold finite values without meaning.

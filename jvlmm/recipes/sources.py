@@ -71,10 +71,14 @@ class VisionOptions:
             cache_bytes=self.cache_bytes,
         )
 
-    def batch(self, batch_size: int, length_buckets: tuple[int, ...]) -> BatchOptions:
-        """The static shapes of batches."""
+    def batch(self, batch_size: int, length_buckets: tuple[int, ...], shards: int = 1) -> BatchOptions:
+        """The static shapes of batches whose rows so many devices split."""
         return BatchOptions(
-            batch_size=batch_size, length_buckets=length_buckets, patch_buckets=self.patch_buckets, fold=self.fold
+            batch_size=batch_size,
+            length_buckets=length_buckets,
+            patch_buckets=self.patch_buckets,
+            fold=self.fold,
+            shards=shards,
         )
 
 

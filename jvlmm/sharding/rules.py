@@ -1,5 +1,6 @@
 """One table from the logical axes arrays are described with to the mesh axes they are split over."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -35,8 +36,9 @@ class ShardingRules:
     vision_head_dim: MeshAxes = ()
     vision_mlp: MeshAxes = ("tensor",)
     vision_merged: MeshAxes = ("fsdp",)
-    # First dimension of batches, and of their flat vision patches.
+    # Activations: rows of batches, tokens of a row; their width is whole.
     batch: MeshAxes = ("data", "fsdp")
+    length: MeshAxes = ("context",)
 
 
 def partition_spec(rules: ShardingRules, axes: Sequence[str | None]) -> PartitionSpec:
@@ -76,6 +78,25 @@ def named_shardings(mesh: Mesh, rules: ShardingRules, logical_tree: Any, shapes:
 def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
     """Sharding of any array whose first dimension is the batch, or the patches of a batch; the others are whole."""
     return _checked(mesh, rules, "batch", ("batch",), None)
+
+
+def constrain(x: jax.Array, rules: ShardingRules | None, axes: Sequence[str | None]) -> jax.Array:
+    """`x` laid out by the logical axes of its dimensions on the mesh in use (`jax.set_mesh`).
+
+    A dimension that its mesh axes do not divide stays whole; without a mesh or rules `x` is returned as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if rules is None or mesh.empty:
+        return x
+    entries = partition_spec(rules, axes)
+    fitting = (e if x.shape[k] % split_count(mesh, e) == 0 else None for k, e in enumerate(entries))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*fitting)))
+
+
+def split_count(mesh: Mesh, entry: str | MeshAxes | None) -> int:
+    """Devices along an entry of a PartitionSpec."""
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

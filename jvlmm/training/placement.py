@@ -1,6 +1,5 @@
 """Host batches onto the devices of a mesh."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,29 +7,37 @@ import jax
 from jax.sharding import Mesh
 
 from jvlmm.errors import ConfigError
-from jvlmm.sharding.rules import ShardingRules, batch_sharding, replicated
+from jvlmm.sharding.rules import ShardingRules, batch_sharding, replicated, split_count
 from jvlmm.training.state import TrainState
 
 
-def batch_placement(mesh: Mesh, rules: ShardingRules, batch_size: int) -> Callable[[Any], Any]:
-    """Function that splits every array of a batch over the mesh axes of the logical axis `batch`.
+def row_shards(mesh: Mesh, rules: ShardingRules) -> int:
+    """Devices that split the rows of a batch."""
+    return split_count(mesh, rules.batch)
 
-    Arrays whose first axis those devices do not divide (odd numbers of patches or windows) are replicated:
-    the result is the same, only slower. The batch itself has to divide.
+
+def batch_placement(mesh: Mesh, rules: ShardingRules, batch_size: int) -> Callable[[Any], Any]:
+    """Function that puts a host batch on the devices as `batch_shardings` says.
+
+    ConfigError where the rows do not divide.
     """
-    split, whole = batch_sharding(mesh, rules), replicated(mesh)
-    devices = math.prod(mesh.shape[axis] for axis in rules.batch)
+    devices = row_shards(mesh, rules)
     if batch_size % devices:
         raise ConfigError(
             f"batch_size = {batch_size} does not divide over the {devices} devices of mesh axes {rules.batch}; "
             f"use a multiple of {devices}, or fewer devices along data and fsdp"
         )
+    return lambda batch: jax.device_put(batch, batch_shardings(batch, mesh, rules))
 
-    def place(array):
-        divides = array.ndim > 0 and array.shape[0] % devices == 0
-        return jax.device_put(array, split if divides else whole)
 
-    return lambda batch: jax.tree.map(place, batch)
+def batch_shardings(batch: Any, mesh: Mesh, rules: ShardingRules) -> Any:
+    """A NamedSharding for every array of a batch: rows, and the media of rows in shards, over the axes of `batch`.
+
+    Arrays whose first axis does not divide (media that are not in shards) are replicated: slower, and the same.
+    """
+    devices = row_shards(mesh, rules)
+    split, whole = batch_sharding(mesh, rules), replicated(mesh)
+    return jax.tree.map(lambda array: split if array.ndim and array.shape[0] % devices == 0 else whole, batch)
 
 
 def state_shardings(state: TrainState, params_shardings: Any, mesh: Mesh) -> TrainState:
