@@ -14,7 +14,7 @@ def add_parser(verbs: Any) -> None:
         "plan",
         plan,
         show,
-        "compile a recipe's programs for a slice that is not here, and say what a device needs; exit 1 if it is too much",
+        "compile a recipe's programs for a slice that is not here; exit 1 where a device lacks memory",
         "jvlmm plan configs/sft_qwen2_5_vl_7b.py --topology v5p:4x4x4 sft.batch_size=128",
     )
     parser.add_argument("config", metavar="CONFIG", help="a Python file with one function recipe()")

@@ -18,6 +18,7 @@ from jvlmm.models.vision_inputs import (
     build_vision_inputs,
     build_vision_shards,
 )
+from jvlmm.video.clip import Patches
 
 
 @flax.struct.dataclass
@@ -41,15 +42,17 @@ class BatchOptions:
     patch_buckets: tuple[int, ...] = ()  # patches of a batch, padding included; (): exactly as many as there are
     frame_patches: tuple[int, ...] = ()  # patches of a frame; (): powers of two
     fold: bool = False  # only rows with media of equal sizes share a batch, whose attention needs no gathers then
-    shards: int = 1  # so many devices split the rows; the media of each one's rows lie together
+    shards: int = 1  # so many devices split the rows; the media of each one's rows lie together …
+    parts: int = 1  # … and are cut between frames for so many more devices, which split the length of rows
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch.batch_size={self.batch_size} must be at least 1")
-        if self.shards < 1 or any(size % self.shards for size in (self.batch_size, *self.patch_buckets)):
+        devices = self.shards * self.parts
+        if self.batch_size % self.shards or any(size % devices for size in self.patch_buckets):
             raise ConfigError(
-                f"batch.batch_size={self.batch_size}, batch.patch_buckets={self.patch_buckets} do not divide into "
-                f"batch.shards={self.shards}; use multiples of it"
+                f"batch.batch_size={self.batch_size} does not divide over {self.shards} devices, or "
+                f"batch.patch_buckets={self.patch_buckets} over {devices}; use multiples"
             )
         for name in ("length_buckets", "patch_buckets", "frame_patches"):
             sizes = getattr(self, name)
@@ -67,10 +70,11 @@ def abstract_batch(options: BatchOptions, config: ModelConfig, frame_patches: in
             f"batch.length_buckets={options.length_buckets}, batch.patch_buckets={options.patch_buckets}: "
             "without buckets the largest batch is not known; give both"
         )
-    rows, length, shards = options.batch_size, options.length_buckets[-1], options.shards
-    inputs = abstract_vision_inputs(options.patch_buckets[-1] // shards, frame_patches, config.vision)
-    if shards > 1:
-        inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((shards, *x.shape), x.dtype), inputs)
+    rows, length, devices = options.batch_size, options.length_buckets[-1], options.shards * options.parts
+    inputs = abstract_vision_inputs(options.patch_buckets[-1] // devices, frame_patches, config.vision)
+    if devices > 1:
+        inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), inputs)
+        inputs = inputs.replace(parts=options.parts)
     integers = jax.ShapeDtypeStruct((rows, length), np.int32)
     return Batch(
         tokens=integers,
@@ -154,28 +158,47 @@ def _vision(
         return None, [np.zeros(0, np.int32)] * len(sequences)
     per_shard = options.batch_size // options.shards
     shards = [[s.patches for s in sequences[k : k + per_shard]] for k in range(0, options.batch_size, per_shard)]
-    sizes = tuple(size // options.shards for size in options.patch_buckets)
-    total = max(sum(len(p.pixels) for patches in shard for p in patches) for shard in shards)
-    if sizes and total > sizes[-1]:
-        raise DataError(
-            f"{total} patches in the rows of one device exceed its share of batch.patch_buckets="
-            f"{options.patch_buckets}; add a larger bucket"
-        )
+    devices = options.shards * options.parts
+    sizes = tuple(size // devices for size in options.patch_buckets)
     if not sizes and options.fold:  # equal rows: blank ones fill a batch that comes short
         blank = tuple(replace(p, pixels=np.zeros_like(p.pixels)) for p in sequences[0].patches)
         shards = [shard + [blank] * (per_shard - len(shard)) for shard in shards]
-    media = [[p for patches in shard for p in patches] for shard in shards]
-    pixels, grids = ([[getattr(p, name) for p in shard] for shard in media] for name in ("pixels", "grid"))
+    parts = [part for shard in shards for part in split_media([p for patches in shard for p in patches], options.parts)]
+    total = max(sum(len(p.pixels) for p in part) for part in parts)
+    if sizes and total > sizes[-1]:
+        raise DataError(
+            f"{total} patches for one device exceed its share of batch.patch_buckets={options.patch_buckets}; "
+            "add a larger bucket"
+        )
+    pixels, grids = ([[getattr(p, name) for p in part] for part in parts] for name in ("pixels", "grid"))
     buckets = VisionBuckets(sizes, options.frame_patches) if sizes else None
-    if options.shards == 1:
+    if devices == 1:
         vision, rows = build_vision_inputs(pixels[0], grids[0], config.vision, buckets, options.fold)
-        rows = [rows]
-    else:
-        vision, rows = build_vision_shards(pixels, grids, config.vision, buckets, options.fold)
-    return vision, _by_sequence(sequences, [of for shard in rows for of in shard])
+        return vision, _by_sequence(sequences, [rows])
+    vision, rows = build_vision_shards(pixels, grids, config.vision, buckets, options.fold)
+    of_part = vision.pixels.shape[1] // config.vision.spatial_merge_size**2
+    rows = [[r + of_part * (k % options.parts) for r in part] for k, part in enumerate(rows)]
+    return vision.replace(parts=options.parts), _by_sequence(sequences, rows)
 
 
-def _by_sequence(sequences: Sized[Sequence], rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Joins the rows of each sequence's media; blank media come last in their shard and are left out."""
-    remaining = iter(rows)
-    return [np.concatenate([np.zeros(0, np.int32), *(next(remaining) for _ in s.patches)]) for s in sequences]
+def split_media(media: Sized[Patches], parts: int) -> list[list[Patches]]:
+    """Media in their order, cut between frames (which do not meet in the tower) into `parts` of about equal size."""
+    total, done = sum(len(p.pixels) for p in media), 0
+    split: list[list[Patches]] = [[] for _ in range(parts)]
+    for patches in media:
+        frames, height, width = patches.grid
+        size = height * width
+        owners = (done + np.arange(frames) * size) * parts // max(total, 1)
+        for part in np.unique(owners):
+            chosen = np.flatnonzero(owners == part)
+            pixels = patches.pixels[chosen[0] * size : (chosen[-1] + 1) * size]
+            split[part].append(replace(patches, pixels=pixels, grid=(len(chosen), height, width)))
+        done += len(patches.pixels)
+    return split
+
+
+def _by_sequence(sequences: Sized[Sequence], rows: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """Output rows of every sequence, from those of the media on every device; blank media come last."""
+    joined = np.concatenate([np.zeros(0, np.int32), *(of for part in rows for of in part)])
+    ends = np.cumsum([0, *(int((s.visual_index >= 0).sum()) for s in sequences)])
+    return [joined[start:end] for start, end in zip(ends, ends[1:], strict=False)]

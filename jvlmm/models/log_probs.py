@@ -1,7 +1,12 @@
 """Log-probabilities of target tokens without ever holding the logits of all tokens."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jvlmm.sharding.rules import ShardingRules, fitting_spec
 
 
 def project(hidden: jax.Array, head: jax.Array) -> jax.Array:
@@ -17,27 +22,51 @@ def target_log_probs(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> 
 
 
 def tiled_log_probs(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, tile: int, mask: jax.Array | None = None
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    tile: int,
+    mask: jax.Array | None = None,
+    rules: ShardingRules | None = None,
 ) -> jax.Array:
     """`target_log_probs` in tiles of tokens, forward and backward.
 
-    Tiles run along the length, so that a batch axis sharded over devices stays sharded inside each tile. The
-    backward pass computes a tile's logits again. A tile in which nothing is wanted costs nothing.
+    Tiles run along the length. The backward pass computes a tile's logits again. A tile in which nothing is wanted
+    costs nothing. On a mesh every device tiles its own tokens against a head gathered once, whose gradient adds up on
+    the device and is reduced once.
 
     Args:
         hidden: [B, L, D].
         head: [V, D].
         targets: int32 [B, L], each in [0, V).
-        tile: tokens of the batch whose logits exist at one time; at least one position of every row.
+        tile: tokens of a device whose logits exist at one time; at least one position of every row.
         mask: bool [B, L], the tokens that are wanted; None wants all.
+        rules: how rows and lengths lie on the mesh in use.
 
     Returns:
         float32 [B, L]; what is not wanted may be 0 and has no gradient.
     """
+    mask = jnp.ones(targets.shape, bool) if mask is None else mask
+    mesh = jax.sharding.get_abstract_mesh()
+    if rules is None or mesh.empty:
+        return _tiled(hidden, head, targets, mask, tile)
+    spec = fitting_spec(mesh, rules, ("batch", "length"), targets.shape)
+    manual = {name for entry in spec for name in ((entry,) if isinstance(entry, str) else entry or ())}
+    whole = PartitionSpec(None, None)
+    run = jax.shard_map(
+        partial(_tiled, tile=tile),
+        in_specs=(spec, whole, spec, spec),
+        out_specs=spec,
+        axis_names=manual,
+        check_vma=False,
+    )
+    return run(hidden, head.astype(hidden.dtype), targets, mask)
+
+
+def _tiled(hidden, head, targets, mask, tile):
     batch, length = targets.shape
     tiles = -(-length // max(1, min(length, tile // batch)))
     span = -(-length // tiles)  # as even as can be: the last tile is padded to it
-    mask = jnp.ones(targets.shape, bool) if mask is None else mask
 
     def split(x):
         widths = [(0, 0), (0, tiles * span - length)] + [(0, 0)] * (x.ndim - 2)

@@ -113,12 +113,15 @@ def _is_box(leaf) -> bool:
 
 
 def encode_vision(params: Params, config: ModelConfig, vision: VisionInputs) -> jax.Array:
-    """Features [M, D] of the merged tokens, in window order, M = N / merge²; [S, M, D] of inputs in S shards."""
+    """Features [M, D] of the merged tokens, in window order, M = N / merge².
+
+    Of inputs in shards [S / parts, parts * M, D]: a block for each group of rows.
+    """
     encode = partial(_apply, params, config, "encode_vision")
     if vision.pixels.ndim == 2:
         return encode(vision)
-    over = config.rules.batch if config.rules else None
-    features = jax.vmap(encode, spmd_axis_name=over)(vision)
+    features = jax.vmap(encode, spmd_axis_name=config.rules.media if config.rules else None)(vision)
+    features = features.reshape(len(features) // vision.parts, -1, features.shape[-1])
     return constrain(features, config.rules, ("batch", None, None))
 
 
@@ -138,8 +141,8 @@ def forward(
         positions: int32 [B, 3, L]: time, height and width of M-RoPE.
         segment_ids: int32 [B, L]: tokens attend to earlier tokens of the same number; 0 is padding.
         visual_index: int32 [B, L]: row of `features` that replaces the token's embedding, -1 for text.
-        features: [M, D], from `encode_vision`; None for text alone. Of [S, M, D] the first B / S rows of tokens
-            take from the first block, and so on.
+        features: [M, D], from `encode_vision`; None for text alone. Of blocks [G, M, D] the first B / G rows of
+            tokens take from the first, and so on.
 
     Returns:
         [B, L, D] of the compute dtype; rows of padding hold finite values without meaning.
@@ -185,11 +188,11 @@ def token_log_probs(
     tile: int = 512,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D], `tile` tokens at a time.
+    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D], `tile` tokens of a device at a time.
 
     Tiles without a token of `mask` bool [B, L] are skipped; what the mask excludes may be 0 and has no gradient.
     """
-    return tiled_log_probs(hidden.astype(config.dtype), output_head(params), targets, tile, mask)
+    return tiled_log_probs(hidden.astype(config.dtype), output_head(params), targets, tile, mask, config.rules)
 
 
 def output_head(params: Params) -> jax.Array:

@@ -41,6 +41,7 @@ class VisionInputs:
     rotary_ids: jax.Array  # int32 [N, 2]: row and column of the patch in its frame
     windows: Grouping  # windows of window_size pixels, smaller at the right and lower edges
     frames: Grouping  # one temporal patch each
+    parts: int = flax.struct.field(pytree_node=False, default=1)  # consecutive shards that belong to the same rows
 
 
 @dataclass(frozen=True)

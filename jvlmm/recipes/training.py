@@ -135,7 +135,7 @@ class SFT:
 
     def batch(self, mesh: Mesh) -> BatchOptions:
         """The static shapes of its batches."""
-        return self.vision.batch(self.batch_size, self.length_buckets, row_shards(mesh, self.rules))
+        return self.vision.batch(self.batch_size, self.length_buckets, *row_shards(mesh, self.rules))
 
     def prepare(self, config: ModelConfig, mesh: Mesh, platform: str) -> PreparedTraining:
         """The update on the devices of `mesh`."""

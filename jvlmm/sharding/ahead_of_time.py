@@ -22,7 +22,7 @@ class Footprint:
 
     arguments: int  # what it is handed: parameters, optimiser state, batch
     temporaries: int  # what it needs while it runs
-    peak: int  # of all together; arguments that are donated serve as temporaries
+    peak: int  # of all together, results that do not take the place of donated arguments included
     collectives: Mapping[str, int]  # received from other devices, by kind of operation
     compile_seconds: float
     complete: bool = True  # False where it does not fit: then the compiler gives `temporaries` alone
@@ -49,7 +49,7 @@ def compile_ahead(traced: jax.stages.Traced) -> Footprint:
     return Footprint(
         arguments=arguments,
         temporaries=temporaries,
-        peak=max(memory.peak_memory_in_bytes, arguments) or arguments + temporaries + results,
+        peak=arguments + temporaries + results,
         collectives=collective_bytes(compiled.as_text()),
         compile_seconds=time.perf_counter() - start,
     )

@@ -39,6 +39,7 @@ class ShardingRules:
     # Activations: rows of batches, tokens of a row; their width is whole.
     batch: MeshAxes = ("data", "fsdp")
     length: MeshAxes = ("context",)
+    media: MeshAxes = ("data", "fsdp", "context")  # shards of the tower's patches
 
 
 def partition_spec(rules: ShardingRules, axes: Sequence[str | None]) -> PartitionSpec:
@@ -75,9 +76,9 @@ def named_shardings(mesh: Mesh, rules: ShardingRules, logical_tree: Any, shapes:
     )
 
 
-def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
-    """Sharding of any array whose first dimension is the batch, or the patches of a batch; the others are whole."""
-    return _checked(mesh, rules, "batch", ("batch",), None)
+def batch_sharding(mesh: Mesh, rules: ShardingRules, axis: str = "batch") -> NamedSharding:
+    """Sharding of any array whose first dimension is the logical `axis`; the others are whole."""
+    return _checked(mesh, rules, "batch", (axis,), None)
 
 
 def constrain(x: jax.Array, rules: ShardingRules | None, axes: Sequence[str | None]) -> jax.Array:
@@ -88,9 +89,13 @@ def constrain(x: jax.Array, rules: ShardingRules | None, axes: Sequence[str | No
     mesh = jax.sharding.get_abstract_mesh()
     if rules is None or mesh.empty:
         return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fitting_spec(mesh, rules, axes, x.shape)))
+
+
+def fitting_spec(mesh: Mesh, rules: ShardingRules, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """`partition_spec` of an array of this shape; a dimension that its mesh axes do not divide stays whole."""
     entries = partition_spec(rules, axes)
-    fitting = (e if x.shape[k] % split_count(mesh, e) == 0 else None for k, e in enumerate(entries))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*fitting)))
+    return PartitionSpec(*(e if n % split_count(mesh, e) == 0 else None for n, e in zip(shape, entries, strict=True)))
 
 
 def split_count(mesh: Mesh, entry: str | MeshAxes | None) -> int:

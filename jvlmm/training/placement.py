@@ -11,9 +11,10 @@ from jvlmm.sharding.rules import ShardingRules, batch_sharding, replicated, spli
 from jvlmm.training.state import TrainState
 
 
-def row_shards(mesh: Mesh, rules: ShardingRules) -> int:
-    """Devices that split the rows of a batch."""
-    return split_count(mesh, rules.batch)
+def row_shards(mesh: Mesh, rules: ShardingRules) -> tuple[int, int]:
+    """Devices that split the rows of a batch, and devices that split each of those rows' media further."""
+    rows = split_count(mesh, rules.batch)
+    return rows, split_count(mesh, rules.media) // rows
 
 
 def batch_placement(mesh: Mesh, rules: ShardingRules, batch_size: int) -> Callable[[Any], Any]:
@@ -21,7 +22,7 @@ def batch_placement(mesh: Mesh, rules: ShardingRules, batch_size: int) -> Callab
 
     ConfigError where the rows do not divide.
     """
-    devices = row_shards(mesh, rules)
+    devices, _ = row_shards(mesh, rules)
     if batch_size % devices:
         raise ConfigError(
             f"batch_size = {batch_size} does not divide over the {devices} devices of mesh axes {rules.batch}; "
@@ -35,9 +36,17 @@ def batch_shardings(batch: Any, mesh: Mesh, rules: ShardingRules) -> Any:
 
     Arrays whose first axis does not divide (media that are not in shards) are replicated: slower, and the same.
     """
-    devices = row_shards(mesh, rules)
-    split, whole = batch_sharding(mesh, rules), replicated(mesh)
-    return jax.tree.map(lambda array: split if array.ndim and array.shape[0] % devices == 0 else whole, batch)
+    whole = replicated(mesh)
+
+    def over(axis):
+        split, devices = batch_sharding(mesh, rules, axis), split_count(mesh, getattr(rules, axis))
+        return lambda array: split if array.ndim and array.shape[0] % devices == 0 else whole
+
+    shardings = jax.tree.map(over("batch"), batch)
+    vision = getattr(batch, "vision", None)
+    if vision is None or len(vision.pixels.shape) == 2:
+        return shardings
+    return shardings.replace(vision=jax.tree.map(over("media"), vision))
 
 
 def state_shardings(state: TrainState, params_shardings: Any, mesh: Mesh) -> TrainState:
