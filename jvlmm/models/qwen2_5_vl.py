@@ -188,8 +188,9 @@ def token_log_probs(
     tile: int = 512,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D], `tile` tokens of a device at a time.
+    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D].
 
+    A device holds the logits of `tile` of its tokens at a time.
     Tiles without a token of `mask` bool [B, L] are skipped; what the mask excludes may be 0 and has no gradient.
     """
     return tiled_log_probs(hidden.astype(config.dtype), output_head(params), targets, tile, mask, config.rules)

@@ -100,8 +100,12 @@ def fitting_spec(mesh: Mesh, rules: ShardingRules, axes: Sequence[str | None], s
 
 def split_count(mesh: Mesh, entry: str | MeshAxes | None) -> int:
     """Devices along an entry of a PartitionSpec."""
-    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh.shape[name] for name in mesh_axes((entry,)))
+
+
+def mesh_axes(spec: PartitionSpec | tuple[str | MeshAxes | None, ...]) -> MeshAxes:
+    """The mesh axes the entries of a PartitionSpec name."""
+    return tuple(name for entry in spec for name in ((entry,) if isinstance(entry, str) else entry or ()))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
