@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             args.show(result)
         sys.stdout.flush()
+        return args.status(result)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         return 128 + signal.SIGPIPE
@@ -77,7 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"jvlmm: error: {describe(error)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def describe(error: Exception) -> str:

@@ -19,6 +19,7 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", help="a Python file with one function recipe()")
     parser.add_argument("--topology", required=True, help="such as v5e:16x16, v5p:4x4x4, v6e:8x8")
+    parser.set_defaults(status=lambda result: 0 if all(p["fits"] for p in result["programs"]) else 1)
     add_overrides(parser, "values that replace those of the recipe")
 
 
@@ -34,3 +35,6 @@ def show(result: Result) -> None:
     print(f"{result['topology']}: {result['devices']} devices; figures of one")
     rows = [[p["name"], "yes" if p["fits"] else "no", *(p[c] for c in _COLUMNS)] for p in result["programs"]]
     print(text_table(["program", "fits", *_COLUMNS], rows))
+    for program in result["programs"]:
+        if not program["fits"]:
+            print(f"{program['name']}: {program['advice']}")

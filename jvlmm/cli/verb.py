@@ -30,7 +30,7 @@ def add_verb(
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run, show=show)
+    parser.set_defaults(run=run, show=show, status=lambda result: 0)
     return parser
 
 

@@ -61,9 +61,11 @@ def describe(program: Program, topology: Topology) -> dict[str, Any]:
     flops = program.model_flops / topology.num_devices
     seconds = roofline(footprint, topology, flops)
     slowest = max(seconds, key=seconds.get)
+    fits = footprint.complete and footprint.peak <= accelerator.memory_bytes
     return {
         "name": program.name,
-        "fits": footprint.complete and footprint.peak <= accelerator.memory_bytes,
+        "fits": fits,
+        "advice": "" if fits else advice(footprint, accelerator.memory_bytes),
         "peak_gib": round(footprint.peak / _GIB, 2),
         "capacity_gib": round(accelerator.memory_bytes / _GIB, 2),
         "headroom_gib": round((accelerator.memory_bytes - footprint.peak) / _GIB, 2),
@@ -77,6 +79,13 @@ def describe(program: Program, topology: Topology) -> dict[str, Any]:
         "roofline_by": slowest,
         "roofline_mfu": round(seconds["compute"] / seconds[slowest], 3),
     }
+
+
+def advice(footprint: Footprint, capacity: float) -> str:
+    """Which knob to turn where a program does not fit."""
+    if footprint.arguments > capacity / 2:
+        return "parameters and optimiser state take most: split them over more devices (mesh.fsdp=-1, a larger slice)"
+    return "temporaries take most: lower batch_size, length_buckets or patch_buckets, or remat='full'"
 
 
 def memory_traffic(footprint: Footprint) -> int:
