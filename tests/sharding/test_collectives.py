@@ -31,7 +31,7 @@ ENTRY %main (p: (s32[], bf16[8,16])) -> f32[32] {
   %p = (s32[], bf16[8,16]) parameter(0)
   %loop = (s32[], bf16[8,16]) while(%p), condition=%unfinished, body=%layer
   %gradient = f32[32]{0} constant({...})
-  %sent = (f32[32]{0}, f32[32]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%gradient), source_target_pairs={{0,1}}
+  %sent = (f32[32]{0}, f32[32]{0}, u32[], u32[]) collective-permute-start(%gradient), source_target_pairs={{0,1}}
   %received = f32[32]{0} collective-permute-done(%sent)
   ROOT %total = f32[32]{0} all-reduce(%received), replica_groups=[1,4]<=[4], to_apply=%add
 }
