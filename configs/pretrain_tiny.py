@@ -5,9 +5,11 @@
 It learns to see, to name, to find letters, and to explain in plain text; no <think> format is in its data.
 """
 
+from dataclasses import replace
+
 from jvlmm.data.moving_shapes import MovingShapesOptions
 from jvlmm.recipes.evaluating import Evaluate
-from jvlmm.recipes.moving_shapes import BuildMovingShapes, NewModel
+from jvlmm.recipes.moving_shapes import AddNeighbourLayer, BuildMovingShapes, NewModel
 from jvlmm.recipes.recipe import Recipe
 from jvlmm.recipes.sources import Source, VisionOptions
 from jvlmm.recipes.tower import PretrainTower
@@ -22,13 +24,23 @@ VISION = VisionOptions(
     fold=True,
     cache_bytes=4 * 2**30,
 )
+SEE = OptimizerOptions(
+    learning_rate=1e-3,
+    warmup_steps=30,
+    schedule="constant",
+    b2=0.98,
+    weight_decay=0.05,
+    freeze=("vision", "merger"),
+)
+COPY = replace(SEE, rule="muon", learning_rate=2e-3)
+DIRECT = ("direction", "speed", "order", "event")  # asked for the bare answer to the last
 
 
 def evaluate(split: str) -> Evaluate:
     return Evaluate(
         name=split.replace("_", "-"),
         model="stage:tiny",
-        sources=(Source("stage:data", split=split, view="open"),),  # in words
+        sources=(Source("stage:data", split=split, view="open", question_types=DIRECT),),
         protocol="direct",
         batch_size=64,
         length_buckets=(96,),
@@ -43,8 +55,7 @@ def read(
     sources: tuple[Source, ...],
     steps: int,
     lengths: tuple[int, ...],
-    schedule: str = "constant",
-    rate: float = 3e-3,
+    optimizer: OptimizerOptions = SEE,
 ) -> SFT:
     """The decoder alone learns to read the tower. Small batches: what it waits for are steps, not examples."""
     return SFT(
@@ -56,15 +67,7 @@ def read(
         batch_size=16,
         length_buckets=lengths,
         vision=VISION,
-        optimizer=OptimizerOptions(
-            learning_rate=rate,
-            rule="muon",
-            warmup_steps=30,
-            schedule=schedule,
-            b2=0.98,
-            weight_decay=0.05,
-            freeze=("vision", "merger"),
-        ),
+        optimizer=optimizer,
         export_dtype="float32",
     )
 
@@ -83,7 +86,7 @@ def explained(data: str, repeat: int = 1, types: tuple[str, ...] = ()) -> Source
 
 
 def letters(limit: int | None = None) -> Source:
-    """Lessons in letters; what is not practised is forgotten, so every stage has some."""
+    """Lessons in letters, without media."""
     return Source("stage:data", view="lettered", answer_types=("mcq",), limit=limit)
 
 
@@ -106,38 +109,71 @@ def recipe() -> Recipe:
                 vision=VISION,
                 optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
             ),
-            # To copy by induction is what all that follows builds on; letters teach it from text alone.
-            read("letters", "stage:tower", (letters(),), 1200, (96, 128, 160), rate=4e-3),
-            read("names", "stage:letters", (captions("names"), letters(12000)), 300, (96, 128, 160)),
-            read(
-                "ways",
-                "stage:names",
-                (captions("ways"), asked("data", types=("direction",)), letters(8000)),
-                900,
-                (80, 96, 160),
-            ),
+            # To see comes first: decoders that learnt letters before did not come to read motion.
+            read("names", "stage:tower", (captions("names"),), 500, (80, 96)),
+            read("ways", "stage:names", (captions("ways"), asked("data", types=("direction",))), 2000, (80, 96)),
             # Which object is meant is learnt from images, where nothing moves and every object is seen once.
             read(
                 "objects",
                 "stage:ways",
-                (captions("objects", "places", data="images"), asked("images", repeat=2), letters(16000)),
-                900,
-                (96, 128, 160),
+                (captions("objects", "places", data="images"), asked("images", repeat=2)),
+                1500,
+                (96, 128),
             ),
             read(
                 "scenes",
                 "stage:objects",
                 (
-                    captions("places", "ways", "track", "motion", "visible", "events"),
-                    asked("data", repeat=2),
+                    captions("places", "ways", "objects", "track", "motion", "visible", "events"),
+                    asked("data", repeat=3),
+                    asked("images"),
+                ),
+                2800,
+                (112, 160, 224),
+                replace(SEE, schedule="cosine"),
+            ),
+            # To copy: a layer that knows neighbours, then letters of options from text alone, while it goes on seeing.
+            AddNeighbourLayer(model="stage:scenes"),
+            read(
+                "letters",
+                "stage:neighbours",
+                (letters(), captions("ways", "places", "names"), asked("data"), asked("images")),
+                800,
+                (96, 128, 160),
+                COPY,
+            ),
+            # To say why: thoughts as plain text, in which letters follow words.
+            read(
+                "explanations",
+                "stage:letters",
+                (
+                    captions("places", "ways", "track", "visible", "events"),
+                    captions("ways"),
+                    asked("data"),
+                    asked("data", repeat=2, types=DIRECT),
                     asked("images"),
                     explained("data", repeat=2),
-                    explained("data", repeat=2, types=("event", "order", "speed", "span")),
+                    explained("data", types=("event", "order", "speed", "span")),
                     explained("images"),
-                    letters(),
+                    letters(50000),
                 ),
-                3000,
+                1500,
                 (128, 192, 288),
+                replace(COPY, schedule="cosine"),
+            ),
+            read(
+                "tiny",
+                "stage:explanations",
+                (
+                    captions("track", "visible", "ways"),
+                    asked("data", types=DIRECT),
+                    explained("data", repeat=3),
+                    explained("images"),
+                    letters(12000),
+                ),
+                1000,
+                (128, 192, 288),
+                replace(COPY, schedule="cosine"),
             ),
             evaluate("test"),
             evaluate("test_hard"),

@@ -53,7 +53,7 @@ def recipe() -> Recipe:
                 name="sft",
                 model=BASE,
                 sources=(Source("stage:data"),),
-                steps=800,
+                steps=700,
                 batch_size=16,
                 length_buckets=(160, 256),
                 vision=VISION,

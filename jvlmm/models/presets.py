@@ -56,7 +56,7 @@ TINY = ModelConfig(
         num_layers=5,
         num_heads=4,
         num_kv_heads=2,
-        rope_theta=100,  # its contexts are short: all frequencies tell neighbours apart
+        rope_theta=1e4,
         mrope_section=(4, 8, 8),
         tie_word_embeddings=True,
     ),

@@ -27,10 +27,7 @@ class BuildMovingShapes:
 
 @dataclass(frozen=True)
 class NewModel:
-    """A model with random weights and a byte-level BPE learned from a data set, as a Hugging Face folder.
-
-    The heads of the decoder's first layer begin by looking at neighbouring tokens.
-    """
+    """A model with random weights and a byte-level BPE learned from a data set, as a Hugging Face folder."""
 
     name: str = "new"
     preset: str = "tiny"
@@ -44,7 +41,6 @@ class NewModel:
         from jvlmm.data.bpe import train_tokenizer
         from jvlmm.data.tokenizer import ChatTokenizer
         from jvlmm.models.huggingface import save_checkpoint
-        from jvlmm.models.neighbour_heads import with_neighbour_heads
         from jvlmm.models.presets import PRESETS
         from jvlmm.models.qwen2_5_vl import init_params
 
@@ -59,9 +55,30 @@ class NewModel:
             tokens=tokenizer.special_tokens,
             scan_layers=False,
         )
-        params = with_neighbour_heads(init_params(config, jax.random.key(run.seed)), config)
+        params = init_params(config, jax.random.key(run.seed))
         save_checkpoint(folder, params, config, dtype="float32", source_dir=tokenizer_folder)
         return {"path": f"models/{self.name}", "parameters": sum(x.size for x in jax.tree.leaves(params))}
+
+
+@dataclass(frozen=True)
+class AddNeighbourLayer:
+    """A model with one more decoder layer, which looks at neighbouring tokens: letters of options are learnt sooner."""
+
+    name: str = "neighbours"
+    model: str = ""  # a Hugging Face folder, or stage:NAME
+
+    def run(self, run: Run) -> dict[str, Any]:
+        import jax
+
+        from jvlmm.models.execution import for_training
+        from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
+        from jvlmm.models.neighbour_layer import with_neighbour_layer
+
+        source, folder = run.resolve(self.model), run.workdir / "models" / self.name
+        config = for_training(load_config(source), "cpu")  # layers unrolled
+        params, config = with_neighbour_layer(load_params(source, config), config, jax.random.key(run.seed))
+        save_checkpoint(folder, params, config, dtype="float32", source_dir=source)
+        return {"path": f"models/{self.name}", "layers": config.text.num_layers}
 
 
 def texts(root: Path, limit: int = 8000) -> Iterator[str]:

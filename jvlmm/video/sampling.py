@@ -60,12 +60,13 @@ def smart_nframes(total_frames: int, video_fps: float, options: FrameOptions) ->
 def spread(total_frames: int, count: int) -> np.ndarray:
     """round(linspace(0, total_frames - 1, count)), int64 [count].
 
-    Computed in float32 and from both ends inwards as `torch.linspace` does, so that ties round to the same frame.
+    Computed in float32 and from both ends inwards as `torch.linspace` does, so that ties round to the same frame. Its
+    multiply-add rounds once; in float64 the product is exact, so that this does, too.
     """
     step = np.float32(total_frames - 1) / np.float32(max(count - 1, 1))
-    position = np.arange(count, dtype=np.float32)
-    from_start = step * position
-    from_end = np.float32(total_frames - 1) - step * (np.float32(count - 1) - position)
+    position = np.arange(count, dtype=np.float64)
+    from_start = (step * position).astype(np.float32)
+    from_end = (total_frames - 1 - step * (count - 1 - position)).astype(np.float32)
     return np.rint(np.where(np.arange(count) < count // 2, from_start, from_end)).astype(np.int64)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jvlmm.data.moving_shapes.evidence import at, box_text, cite, growth, named, place, reading_order, time
+from jvlmm.data.moving_shapes.evidence import at, box, cite, growth, named, pace, place, reading_order, time
 from jvlmm.data.moving_shapes.questions import corner_of, pick
 from jvlmm.data.moving_shapes.scene import EVENTS, Scene, Shape, seconds
 
@@ -43,7 +43,7 @@ def _track(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     question = pick(rng, *(("What is the box of the {}?",) if scene.is_image else templates)).format(shape.name)
     first, end = shape.visible
     steps = sorted({*range(first, end, _SECOND), end - 1})
-    views = ", ".join(f"<box>{box_text(shape.boxes[k])}</box>" + at(scene, k) for k in steps)
+    views = ", ".join(box(shape, k) + at(scene, k) for k in steps)
     return question, f"{named(shape)}{views}."
 
 
@@ -53,12 +53,11 @@ def _motion(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     first, last = shape.visible[0], shape.visible[1] - 1
     turn = next((e.step for e in shape.events if e.kind == "bounce"), None)
     views = (first, last) if turn is None else (first, turn, last)
-    boxes = ", ".join(f"<box>{box_text(shape.boxes[k])}</box> at {time(k)}" for k in views)
+    boxes = ", ".join(f"{box(shape, k)} at {time(k)}" for k in views)
     if shape.direction is None:
         return question, f"{named(shape)}{boxes}: stays still."
     bounced = f", bounces at {time(turn)}" if turn is not None else ""
-    pixels = f"{round(2 * shape.speed)} pixels a second"
-    way = f"{growth(shape.direction)}, moves {shape.direction}, {pixels}{bounced}"
+    way = f"{growth(shape.direction)}, moves {shape.direction}, {pace(shape)}{bounced}"
     return question, f"{named(shape)}{boxes}: {way}."
 
 

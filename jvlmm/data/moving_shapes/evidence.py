@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from jvlmm.data.moving_shapes.options import STEP_SECONDS
 from jvlmm.data.moving_shapes.scene import DIRECTIONS, Box, Event, Scene, Shape, seconds
 
 
@@ -21,18 +22,20 @@ def named(shape: Shape) -> str:
     return f"<obj>{shape.name}</obj>"
 
 
+def box(shape: Shape, step: int) -> str:
+    return f"<box>{box_text(shape.boxes[step])}</box>"
+
+
 def place(shape: Shape, step: int) -> str:
-    return f"{named(shape)}<box>{box_text(shape.boxes[step])}</box>"
+    return named(shape) + box(shape, step)
 
 
 def cite(scene: Scene, shape: Shape, step: int) -> str:
     return place(shape, step) + at(scene, step)
 
 
-def cite_two(shape: Shape, first: int, last: int, times: bool = True) -> str:
-    """A shape at two steps; without times where they have just been named."""
-    when = (f" at {time(first)}", f" at {time(last)}") if times else ("", "")
-    return f"{place(shape, first)}{when[0]}, <box>{box_text(shape.boxes[last])}</box>{when[1]}"
+def pace(shape: Shape) -> str:
+    return f"{round(shape.speed / STEP_SECONDS)} pixels a second"
 
 
 def reading_order(views: Iterable[tuple[Shape, int]]) -> list[tuple[Shape, int]]:
@@ -66,5 +69,5 @@ def cite_event(scene: Scene, shape: Shape, event: Event) -> str:
     if event.kind == "recolour":
         colours = shape.colour, shape.recolour[1]
         return f"{place(shape, event.step - 1)} is {colours[0]} at {before}, {colours[1]} at {after}"
-    boxes = [f"<box>{box_text(shape.boxes[k])}</box> at {time(k)}" for k in event_steps(event)]
+    boxes = [f"{box(shape, k)} at {time(k)}" for k in event_steps(event)]
     return f"{named(shape)}{', '.join(boxes)}"

@@ -127,7 +127,8 @@ def position(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> I
             continue
         question = pick(rng, "Where is the {}{}?", "In which corner is the {}{}?")
         question = question.format(shape.name, _at_time(scene, step))
-        seen = f"{evidence.cite(scene, shape, step)}: it is {quadrant}"
+        where = f"is {quadrant}, {evidence.box(shape, step)}: it is {quadrant}"
+        seen = f"{evidence.named(shape)}{evidence.at(scene, step)} {where}"
         yield Candidate(quadrant, question, quadrant, seen, ((shape.name, step),), QUADRANTS)
 
 
@@ -175,9 +176,10 @@ def direction(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> 
         if way < scene.size / 10 or not (scene.clear(index, first) and scene.clear(index, last)):
             continue
         question = pick(rng, "Which way does the {} move?", "In which direction does the {} move?").format(shape.name)
-        seen = f"{evidence.cite_two(shape, first, last)}: {evidence.growth(shape.direction)}, so it moves "
+        views = " to ".join(f"{evidence.box(shape, k)} at {evidence.time(k)}" for k in (first, last))
+        seen = f"{evidence.named(shape)} moves {shape.direction} from {views}, so it moves {shape.direction}"
         cited = ((shape.name, first), (shape.name, last))
-        yield Candidate(shape.direction, question, shape.direction, seen + shape.direction, cited, choices)
+        yield Candidate(shape.direction, question, shape.direction, seen, cited, choices)
 
 
 def speed(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iterator[Candidate]:
@@ -193,13 +195,10 @@ def speed(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iter
                 continue
             template = pick(rng, "Which moves faster, {} or {}?", "Which is faster, {} or {}?")
             texts = {"first": _the(one), "second": _the(two), "same": "both the same", "neither": "neither moves"}
-            distances = (round(s.speed * (window[1] - window[0])) for s in (one, two))
-            views = evidence.cite_two(one, *window), evidence.cite_two(two, *window, times=False)
-            seen = "; ".join(f"{view}: {d} pixels" for view, d in zip(views, distances, strict=True))
+            seen = ", ".join(f"{evidence.named(s)} moves {evidence.pace(s)}" for s in (one, two))
             end = f"so faster: {texts[key]}" if key in ("first", "second") else f"so {texts[key]}"
-            cited = tuple((s.name, k) for s in (one, two) for k in window)
             question = template.format(_the(one), _the(two))
-            yield Candidate(key, question, texts[key], f"{seen}; {end}", cited, tuple(texts.values()))
+            yield Candidate(key, question, texts[key], f"{seen}, {end}", (), tuple(texts.values()))
 
 
 def _the(shape: Shape) -> str:
@@ -301,7 +300,7 @@ def _span(scene: Scene, index: int, question: str, cited: tuple[int, int], end: 
     last_verb = verbs[1] if end < scene.steps else "goes on to the end,"
     seen = (
         f"{evidence.place(shape, begin)} {first_verb} at "
-        f"{evidence.time(begin)}, <box>{evidence.box_text(shape.boxes[cited[1]])}</box> {last_verb} at "
+        f"{evidence.time(begin)}, {evidence.box(shape, cited[1])} {last_verb} at "
         f"{evidence.time(end)}"
     )
     yield Candidate(f"{begin}-{end}", question.format(shape.name), answer, seen, tuple((shape.name, k) for k in cited))
