@@ -56,7 +56,7 @@ def _computations(hlo: str) -> Iterator[tuple[str, list[str]]]:
         match = _COMPUTATION.match(line)
         if match:
             name, lines = match["name"], []
-        elif line.startswith("}") and name is not None:
+        elif line == "}" and name is not None:  # a kernel's configuration may begin a line with more of them
             yield name, lines
             name = None
         elif name is not None:

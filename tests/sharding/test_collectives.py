@@ -13,6 +13,9 @@ HLO = """HloModule step
 %layer (state: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
   %state = (s32[], bf16[8,16]{1,0:T(8,128)(2,1)}) parameter(0)
   %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %mixed = bf16[8,16]{1,0} custom-call(%x), custom_call_target="kernel", backend_config={"kernel": {"block": {
+"rows": 8
+}}}
   %weights = bf16[4,16]{1,0} slice(%x), slice={[0:4], [0:16]}
   %gathered = bf16[16,16]{1,0:T(8,128)} all-gather(%weights), replica_groups=[1,4]<=[4], dimensions={0}
   %scattered = bf16[2,16]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4], dimensions={0}, to_apply=%add
