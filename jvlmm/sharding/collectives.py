@@ -11,6 +11,7 @@ _NAME = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = ")
 _ARRAY = re.compile(r"(?P<type>pred|[a-z]+\d+[a-z0-9]*)\[(?P<shape>[\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?(?P<names>%[\w.\-]+(?:, ?%[\w.\-]+)*)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(?P<trips>\d+)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _LIMIT = re.compile(r" = [su]\d+\[\]\S* constant\((?P<limit>\d+)\)")
 
 
@@ -18,6 +19,7 @@ _LIMIT = re.compile(r" = [su]\d+\[\]\S* constant\((?P<limit>\d+)\)")
 class _Operation:
     opcode: str
     size: int  # bytes of the larger of operands and result
+    channel: str | None  # of a collective
     called: tuple[str, ...]  # computations
     condition: str | None  # of a loop
     trips: int | None  # of a loop that says so
@@ -27,17 +29,20 @@ def collective_bytes(hlo: str) -> dict[str, int]:
     """Bytes that pass each device, by kind of collective, in one run of an optimised HLO module.
 
     Of a gather that is its result, of a scatter its operand, of a reduction twice its operand (a ring reduces, then
-    gathers). Bodies of loops count as often as they run, where the text says how often.
+    gathers). Bodies of loops count as often as they run, where the text says how often. What the compiler spreads over
+    several operations, to compute meanwhile, keeps one channel and counts once.
     """
     computations = {name: list(_operations(lines)) for name, lines in _computations(hlo)}
     limits = {name: _limit(lines) for name, lines in _computations(hlo)}
-    totals: Counter[str] = Counter()
+    sent: dict[tuple[str, str], int] = {}  # bytes of every kind and channel
 
     def visit(name: str, times: int) -> None:
         for operation in computations.get(name, ()):
             kind = next((kind for kind in _KINDS if operation.opcode in (kind, f"{kind}-start")), None)
             if kind:
-                totals[kind] += operation.size * times * (2 if kind == "all-reduce" else 1)
+                size = operation.size * times * (2 if kind == "all-reduce" else 1)
+                key = (kind, operation.channel or f"unnumbered {len(sent)}")
+                sent[key] = max(size, sent.get(key, 0))
             rounds = 1
             if operation.condition is not None:
                 rounds = operation.trips or limits.get(operation.condition) or 1
@@ -47,6 +52,9 @@ def collective_bytes(hlo: str) -> dict[str, int]:
     entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
     if entry:
         visit(entry[1], 1)
+    totals: Counter[str] = Counter()
+    for (kind, _), size in sent.items():
+        totals[kind] += size
     return dict(totals)
 
 
@@ -77,10 +85,11 @@ def _operations(lines: list[str]) -> Iterator[_Operation]:
         result = max(arrays, default=0) if opcode.endswith("-start") else sum(arrays)
         called = tuple(name.strip(" %") for m in _CALLED.finditer(rest) for name in m["names"].split(","))
         condition = re.search(r"condition=%?([\w.\-]+)", rest)
-        trips = _TRIPS.search(rest)
+        trips, channel = _TRIPS.search(rest), _CHANNEL.search(rest)
         yield _Operation(
             opcode.strip(),
             max(given, result),
+            channel[1] if channel else None,
             called,
             condition[1] if condition else None,
             int(trips["trips"]) if trips else None,

@@ -1,5 +1,7 @@
 """Bytes between devices, counted in the text of a compiled program."""
 
+import re
+
 from jvlmm.sharding.collectives import collective_bytes
 
 HLO = """HloModule step
@@ -57,3 +59,11 @@ def test_a_count_of_trips_in_the_text_is_believed():
 
 def test_a_program_without_collectives():
     assert collective_bytes("HloModule empty\n\nENTRY %main () -> f32[] {\n  ROOT %x = f32[] constant(0)\n}\n") == {}
+
+
+def test_a_collective_spread_over_several_operations_counts_once():
+    gather = "  %gathered = bf16[16,16]{1,0:T(8,128)} all-gather(%weights), channel_id=7, dimensions={0}\n"
+    again = gather.replace("%gathered", "%gathered.1")
+    other = gather.replace("%gathered", "%gathered.2").replace("channel_id=7", "channel_id=8")
+    text = re.sub(r"  %gathered = .*\n", gather + again + other, HLO)
+    assert collective_bytes(text)["all-gather"] == 2 * 28 * 16 * 16 * 2
