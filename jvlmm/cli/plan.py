@@ -19,6 +19,7 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", help="a Python file with one function recipe()")
     parser.add_argument("--topology", required=True, help="such as v5e:16x16, v5p:4x4x4, v6e:8x8")
+    parser.add_argument("--text-only", action="store_true", help="as if no example had images or videos")
     parser.set_defaults(status=lambda result: 0 if all(p["fits"] for p in result["programs"]) else 1)
     add_overrides(parser, "values that replace those of the recipe")
 
@@ -26,7 +27,7 @@ def add_parser(verbs: Any) -> None:
 def plan(args: argparse.Namespace) -> Result:
     from jvlmm.recipes.planning import plan_recipe
 
-    return plan_recipe(args.config, args.topology, tuple(args.overrides))
+    return plan_recipe(args.config, args.topology, tuple(args.overrides), media=not args.text_only)
 
 
 def show(result: Result) -> None:

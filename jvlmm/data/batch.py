@@ -60,19 +60,22 @@ class BatchOptions:
                 raise ConfigError(f"batch.{name}={sizes} must be positive and increase")
 
 
-def abstract_batch(options: BatchOptions, config: ModelConfig, frame_patches: int) -> Batch:
+def abstract_batch(options: BatchOptions, config: ModelConfig, frame_patches: int | None) -> Batch:
     """ShapeDtypeStructs of the largest batch: its longest rows, its largest patch bucket, gathered groups.
 
-    `frame_patches` are those of the largest frame. ConfigError where the options do not bound the shapes.
+    `frame_patches` are those of the largest frame; None where no row has media. ConfigError where the options do not
+    bound the shapes.
     """
-    if not options.length_buckets or not options.patch_buckets:
+    if not options.length_buckets or (frame_patches is not None and not options.patch_buckets):
         raise ConfigError(
             f"batch.length_buckets={options.length_buckets}, batch.patch_buckets={options.patch_buckets}: "
             "without buckets the largest batch is not known; give both"
         )
     rows, length, devices = options.batch_size, options.length_buckets[-1], options.shards * options.parts
-    inputs = abstract_vision_inputs(options.patch_buckets[-1] // devices, frame_patches, config.vision)
-    if devices > 1:
+    inputs = None
+    if frame_patches is not None:
+        inputs = abstract_vision_inputs(options.patch_buckets[-1] // devices, frame_patches, config.vision)
+    if devices > 1 and inputs is not None:
         inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), inputs)
         inputs = inputs.replace(parts=options.parts)
     integers = jax.ShapeDtypeStruct((rows, length), np.int32)

@@ -9,7 +9,7 @@ from jvlmm.models.attention import attend
 from jvlmm.models.cache import KVCache, LayerCache, cache_from_prompt
 from jvlmm.models.config import ModelConfig, TextConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rematerialise, rotate
-from jvlmm.sharding.rules import constrain
+from jvlmm.sharding.rules import constrain, split_count
 
 
 def _residual_variance(text: TextConfig) -> float:
@@ -86,10 +86,30 @@ class DecoderLayer(nn.Module):
         """As `Attention`."""
         mixed, kept = self.self_attn(self.input_layernorm(x), rope, segments, cache)
         x = self._place(x + mixed)
-        return self._place(x + self.mlp(self.post_attention_layernorm(x))), kept
+        return self._place(x + self._fed(x)), kept
+
+    def _fed(self, x):
+        """The MLP's share of the output; in training only `mlp_tile` tokens of a row have hidden units at a time."""
+        tiles = self._num_tiles(x.shape[1])
+        if tiles == 1:
+            return _normed_mlp(self, x)
+        fed = nn.remat(_normed_mlp)
+        return jnp.concatenate([fed(self, tile) for tile in jnp.split(x, tiles, axis=1)], axis=1)
+
+    def _num_tiles(self, length: int) -> int:
+        tile, rules = self.config.mlp_tile, self.config.rules
+        if tile is None or length % tile:
+            return 1
+        mesh = jax.sharding.get_abstract_mesh()
+        is_split = rules is not None and not mesh.empty and split_count(mesh, rules.length) > 1
+        return 1 if is_split else length // tile
 
     def _place(self, x):
         return constrain(x, self.config.rules, ("batch", "length", None))
+
+
+def _normed_mlp(layer: DecoderLayer, x: jax.Array) -> jax.Array:
+    return layer.mlp(layer.post_attention_layernorm(x))
 
 
 class Embedding(nn.Module):

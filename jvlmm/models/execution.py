@@ -20,6 +20,7 @@ def for_training(config: ModelConfig, platform: str, remat: Literal["none", "dot
         dtype="float32" if on_cpu else "bfloat16",
         param_dtype="float32",
         remat=remat,
+        mlp_tile=2048 if remat == "full" and not on_cpu else None,
         attention="splash" if platform == "tpu" else "xla",
     )
 

@@ -18,8 +18,10 @@ from jvlmm.sharding.topologies import Topology, parse_topology, topology_devices
 _GIB = 2**30
 
 
-def plan_recipe(config_path: str | Path, topology: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Compile every program of a recipe for a slice and execute none.
+def plan_recipe(
+    config_path: str | Path, topology: str, overrides: tuple[str, ...] = (), media: bool = True
+) -> dict[str, Any]:
+    """Compile every program of a recipe for a slice and execute none; without `media`, on batches of text alone.
 
     Returns {"topology", "programs": [{"name", "fits", "peak_gib", "capacity_gib", …}]}, the contract of `plan --json`;
     figures are of one device. Raises ConfigError where the recipe, the mesh and the slice do not go together.
@@ -27,17 +29,17 @@ def plan_recipe(config_path: str | Path, topology: str, overrides: tuple[str, ..
     recipe = apply_overrides(load_recipe(config_path), list(overrides))
     slice_ = parse_topology(topology)
     devices = topology_devices(slice_)
-    programs = [describe(program, slice_) for program in programs_of(recipe, devices)]
+    programs = [describe(program, slice_) for program in programs_of(recipe, devices, media)]
     if not programs:
         raise ConfigError(f"{config_path}: no stage of recipe {recipe.name!r} has a program to plan")
     return {"topology": topology, "devices": len(devices), "programs": programs}
 
 
-def programs_of(recipe: Recipe, devices: list[jax.Device]) -> Iterator[Program]:
+def programs_of(recipe: Recipe, devices: list[jax.Device], media: bool = True) -> Iterator[Program]:
     """Programs of all stages that have some."""
     for stage in recipe.stages:
         if hasattr(stage, "programs"):
-            yield from stage.programs(model_shape(stage.model), devices, "tpu")
+            yield from stage.programs(model_shape(stage.model), devices, "tpu", media)
 
 
 def model_shape(folder: str) -> ModelConfig:

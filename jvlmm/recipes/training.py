@@ -110,17 +110,20 @@ class SFT:
         flops = lambda batch: model_flops(config, batch, self.optimizer.freeze)  # noqa: E731
         return fit(state, prepared.step, loader, options, writer, checkpoints, flops=flops, progress=progress)
 
-    def programs(self, config: ModelConfig, devices: Sequence[jax.Device], platform: str) -> list[Program]:
-        """The update on the largest batch."""
+    def programs(
+        self, config: ModelConfig, devices: Sequence[jax.Device], platform: str, media: bool = True
+    ) -> list[Program]:
+        """The update on the largest batch, with media or of text alone."""
         mesh = make_mesh(self.mesh, devices)
         config = self.execution(config, mesh, platform)
         prepared = self.prepare(config, mesh, platform)
-        frame = self.vision.pixels.video_max_pixels // config.vision.patch_size**2
+        frame = self.vision.pixels.video_max_pixels // config.vision.patch_size**2 if media else None
         batch = abstract_batch(self.batch(mesh), config, frame)
         place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
         placed = jax.tree.map(place, batch, batch_shardings(batch, mesh, self.rules))
         lengths = np.full(self.batch_size, self.length_buckets[-1])
-        flops = update_flops(config, lengths, self.vision.patch_buckets[-1], frame, self.optimizer.freeze)
+        patches = self.vision.patch_buckets[-1] if media else 0
+        flops = update_flops(config, lengths, patches, frame or 0, self.optimizer.freeze)
 
         def trace() -> jax.stages.Traced:
             with jax.set_mesh(mesh):
