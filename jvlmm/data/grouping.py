@@ -1,11 +1,12 @@
 """A stream of sequences → batches of one bucket each, as a checkpointable grain iterator."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
 
-from jvlmm.data.batch import Batch, BatchOptions, bucket_key, collate, fits
+from jvlmm.data.batch import Batch, BatchOptions, bucket_key, collate
+from jvlmm.data.packing import Filling
 from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.data.sequence import Sequence
 from jvlmm.errors import DataError
@@ -14,15 +15,27 @@ from jvlmm.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Grouped:
-    """A batch, and which examples its rows hold."""
+    """A batch, and which examples its rows hold, in order of rows and of their places there."""
 
     batch: Batch
     ids: tuple[str, ...]
     positions: tuple[int, ...]  # in the stream
 
 
+@dataclass
+class _Waiting:
+    """Sequences that share a bucket, in order of arrival, and the batch they fill."""
+
+    filling: Filling
+    samples: list[tuple[int, Sequence]] = field(default_factory=list)  # with their positions in the stream
+
+    def add(self, position: int, sequence: Sequence) -> None:
+        self.filling.add(sequence)
+        self.samples.append((position, sequence))
+
+
 class GroupedBatches(grain.IterDataset):
-    """Groups a stream by bucket. A batch leaves when its bucket is full; what is left at the end leaves short."""
+    """Groups a stream by bucket. A batch leaves when it is complete; what is left at the end leaves short."""
 
     def __init__(
         self,
@@ -45,7 +58,7 @@ class GroupedBatches(grain.IterDataset):
 
 
 class GroupedBatchesIterator(grain.DatasetIterator):
-    """Its state is the number of examples read and the stream positions of those still waiting for a full bucket.
+    """Its state is the number of examples read and the stream positions of those still waiting for a complete batch.
 
     Waiting examples are read again on restoring, so the state stays small and JSON-able, and the batches
     that follow are the same ones.
@@ -68,7 +81,7 @@ class GroupedBatchesIterator(grain.DatasetIterator):
         self._patience = patience
         self._rejected_in_a_row = 0
         self._next_position = 0
-        self._waiting: dict[Any, list[tuple[int, Sequence]]] = {}  # bucket → rows, in order of arrival
+        self._waiting: dict[Any, _Waiting] = {}  # by bucket
 
     def __next__(self) -> Grouped:
         while True:
@@ -81,9 +94,9 @@ class GroupedBatchesIterator(grain.DatasetIterator):
             position = self._next_position
             self._next_position += 1
             if self._admit(item):
-                full = self._add(position, item)
-                if full is not None:
-                    return full
+                key = self._add(position, item)
+                if self._waiting[key].filling.complete:
+                    return self._batch(key)
 
     def _admit(self, item: Sequence | Rejected) -> bool:
         if isinstance(item, Sequence):
@@ -98,27 +111,32 @@ class GroupedBatchesIterator(grain.DatasetIterator):
             )
         return False
 
-    def _add(self, position: int, sequence: Sequence) -> Grouped | None:
-        """File a sequence; the batch that leaves because of it, if one does."""
+    def _add(self, position: int, sequence: Sequence) -> Any:
+        """File a sequence under its bucket, which is returned."""
         key = bucket_key(sequence, self._options)
-        rows = self._waiting.setdefault(key, [])
-        if not fits([row for _, row in rows], sequence, self._options):
-            leaving = self._batch(key)
-            self._waiting[key] = [(position, sequence)]
-            return leaving
-        rows.append((position, sequence))
-        return self._batch(key) if len(rows) == self._options.batch_size else None
+        if key not in self._waiting:
+            self._waiting[key] = _Waiting(Filling(self._options))
+        self._waiting[key].add(position, sequence)
+        return key
 
     def _batch(self, key: Any) -> Grouped:
-        positions, sequences = zip(*self._waiting.pop(key), strict=True)
-        batch = collate(sequences, self._options, self._config)
+        """The batch of a bucket; what found no room in it waits on, ahead of what is still to come."""
+        leaving = self._waiting.pop(key)
+        placed = []
+        for row, sample in zip(leaving.filling.rows, leaving.samples, strict=True):
+            if row is None:
+                self._add(*sample)
+            else:
+                placed.append((row, *sample))
+        rows, positions, sequences = zip(*sorted(placed, key=lambda of: of[0]), strict=True)
+        batch = collate(sequences, self._options, self._config, rows)
         return Grouped(batch, tuple(s.id for s in sequences), positions)
 
     def get_state(self) -> dict[str, Any]:
         return {
             "read": self._parent.get_state(),
             "next_position": self._next_position,
-            "waiting": [[position for position, _ in rows] for rows in self._waiting.values()],
+            "waiting": [[position for position, _ in waiting.samples] for waiting in self._waiting.values()],
             "rejected_in_a_row": self._rejected_in_a_row,
         }
 
@@ -131,7 +149,7 @@ class GroupedBatchesIterator(grain.DatasetIterator):
             for position in positions:
                 item = self._stream[position]
                 if self._admit(item):
-                    self._waiting.setdefault(bucket_key(item, self._options), []).append((position, item))
+                    self._add(position, item)
 
     def __str__(self) -> str:
         return "GroupedBatchesIterator"

@@ -139,7 +139,10 @@ def eval_batches(
     """Every example once, as (Batch, indices into `examples` of its rows); the last of a bucket comes short.
 
     `process` is `Processor.prompt` or `Processor.training`. Examples it refuses are found in `rejections`.
+    Raises ConfigError for packed batches, whose rows are not those of single examples.
     """
+    if options.pack:
+        raise ConfigError("batch.pack=True is for training; evaluation and generation need a row for each example")
     if not len(examples):
         return
     stream = grain.MapDataset.source(examples)

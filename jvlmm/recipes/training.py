@@ -48,6 +48,7 @@ class SFT:
     batch_size: int = 32  # rows a device step
     accumulation: int = 1  # device steps an update
     length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)  # tokens of a row; the last is the limit
+    pack: bool = False  # fill rows up to that limit with several examples each; needs vision.patch_buckets
     vision: VisionOptions = field(default_factory=VisionOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
@@ -138,7 +139,7 @@ class SFT:
 
     def batch(self, mesh: Mesh) -> BatchOptions:
         """The static shapes of its batches."""
-        return self.vision.batch(self.batch_size, self.length_buckets, *row_shards(mesh, self.rules))
+        return self.vision.batch(self.batch_size, self.length_buckets, *row_shards(mesh, self.rules), pack=self.pack)
 
     def prepare(self, config: ModelConfig, mesh: Mesh, platform: str) -> PreparedTraining:
         """The update on the devices of `mesh`."""

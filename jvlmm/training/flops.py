@@ -24,7 +24,7 @@ def vision_flops(config: VisionConfig, patches: int, frame_patches: int) -> floa
 
 
 def decoder_flops(config: TextConfig, lengths: np.ndarray) -> float:
-    """FLOPs of one forward pass of the decoder and its head over causal sequences of `lengths` int [rows] tokens."""
+    """FLOPs of one forward pass of the decoder and its head over causal sequences of `lengths` int [n] tokens."""
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     layer = 2 * config.hidden_size * (2 * heads + 2 * kv_heads + 3 * config.intermediate_size)
     per_token = config.num_layers * layer + 2 * config.hidden_size * config.vocab_size
@@ -43,7 +43,7 @@ def model_flops(config: ModelConfig, batch: Any, freeze: tuple[str, ...] = ()) -
 def update_flops(
     config: ModelConfig, lengths: np.ndarray, patches: int, frame_patches: int, freeze: tuple[str, ...] = ()
 ) -> float:
-    """FLOPs of forward and backward pass over sequences of `lengths` int [rows] tokens and `patches` patches of media.
+    """FLOPs of forward and backward pass over sequences of `lengths` int [n] tokens and `patches` patches of media.
 
     A backward pass costs twice the forward pass: once for activations, once for weights. A frozen decoder
     saves its weight gradients; a tower frozen together with its merger needs no backward pass at all.
@@ -54,7 +54,7 @@ def update_flops(
 
 
 def segment_lengths(segment_ids: np.ndarray) -> np.ndarray:
-    """Number of tokens of every packed row of segment_ids int32 [B, L]; 0 is padding."""
+    """Number of tokens of every sequence of segment_ids int32 [B, L], packed or not; 0 is padding."""
     rows, columns = np.nonzero(segment_ids)
     segments = segment_ids[rows, columns].astype(np.int64)
     keys = rows.astype(np.int64) * (int(segment_ids.max(initial=0)) + 1) + segments

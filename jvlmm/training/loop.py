@@ -136,7 +136,7 @@ class _Log:
     def __init__(self, options: FitOptions, writer: Writer, progress: Callable | None):
         self._options, self._writer, self._progress = options, writer, progress
         self._running: list[tuple[int, dict[str, jax.Array], int]] = []
-        self._tokens = 0.0
+        self._tokens = self._places = 0.0
         self.meter = Meter()
 
     def add(self, number: int, metrics: dict[str, jax.Array], samples: int, flops: float, compiles: int) -> None:
@@ -152,14 +152,15 @@ class _Log:
         for number, metrics, compiles in running:
             figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
             self._tokens += figures.pop("tokens", 0.0)
+            self._places += figures.pop("places", 0.0)
             if not math.isfinite(figures["loss"]):
                 raise JvlmmError(
                     f"the loss of step {number} of stage {self._options.stage!r} is {figures['loss']}; lower the "
                     "learning rate or clip_norm and run again: it resumes from the last checkpoint"
                 )
             if _due(number, self._options.log_every, self._options):
-                figures |= self.meter.read(self._tokens) | {"compiles": compiles}
-                self._tokens = 0.0
+                figures |= self.meter.read(self._tokens, self._places) | {"compiles": compiles}
+                self._tokens = self._places = 0.0
                 self.write(number, figures)
                 if self._progress and jax.process_index() == 0:
                     self._progress(number, self._options.total_steps, figures)

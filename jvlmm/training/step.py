@@ -84,7 +84,8 @@ def make_train_step(
 
     Args:
       loss_fn: `(params, batch) -> (sum, count, extras)`: summed loss, the weight it sums over, and further
-        sums to report (`extras["tokens"]` gives the throughput).
+        sums to report (`extras["tokens"]` gives the throughput, with `extras["places"]`, padding included, the
+        utilisation).
       optimizer: from `make_optimizer`; frozen modules get no gradient.
       shardings: TrainState of NamedSharding the new state keeps; None on one device.
       place: puts a host batch on the devices (see `placement.batch_placement`).

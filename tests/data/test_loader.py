@@ -4,6 +4,7 @@ import json
 import threading
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.errors import ConfigError, DataError
 
 OPTIONS = BatchOptions(batch_size=4, length_buckets=(66, 76, 256), patch_buckets=(128, 512))
+PACKED = BatchOptions(batch_size=2, length_buckets=(160,), patch_buckets=(192,), pack=True)
 FAST = PipelineOptions(num_threads=2, read_ahead=4, prefetch=2)
 
 
@@ -65,22 +67,24 @@ def test_number_of_threads_does_not_change_the_batches(examples, drawing):
     assert _ids(_loader(examples, drawing, pipeline=plain)) == _ids(_loader(examples, drawing))
 
 
-@pytest.mark.parametrize("taken", [0, 1, 5, 9, 12])
-def test_restored_loader_continues_exactly(examples, drawing, taken):
-    with _loader(examples, drawing, epochs=2) as loader:
+@pytest.mark.parametrize(
+    ("options", "taken"), [*((OPTIONS, taken) for taken in (0, 1, 5, 9, 12)), *((PACKED, taken) for taken in (1, 5, 9))]
+)
+def test_restored_loader_continues_exactly(examples, drawing, options, taken):
+    with _loader(examples, drawing, epochs=2, options=options) as loader:
         list(zip_first(loader, taken))
         state = json.loads(json.dumps(loader.get_state()))
         assert not taken or state["batches"]["waiting"]
         rest = [(ids, batch, loader.get_state()) for batch, ids in loader]
-    with _loader(examples, drawing, epochs=2) as restored:
+    assert len(rest) > 2
+    with _loader(examples, drawing, epochs=2, options=options) as restored:
         list(zip_first(restored, 3))  # a used loader can be set back as well
         restored.set_state(state)
         again = [(ids, batch, restored.get_state()) for batch, ids in restored]
     assert [(ids, state) for ids, _, state in again] == [(ids, state) for ids, _, state in rest]
     for (_, ours, _), (_, theirs, _) in zip(again, rest, strict=True):
-        np.testing.assert_array_equal(ours.tokens, theirs.tokens)
-        if ours.vision is not None:
-            np.testing.assert_array_equal(ours.vision.pixels, theirs.vision.pixels)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert (max(batch.segment_ids.max() for _, batch, _ in rest) > 1) == options.pack
 
 
 def test_state_of_other_data_is_refused(examples, drawing):
