@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -17,7 +18,7 @@ from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import for_training
-from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
+from jvlmm.models.huggingface import load_config, load_params, save_adapter, save_checkpoint
 from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
@@ -27,6 +28,7 @@ from jvlmm.sharding.rules import ShardingRules
 from jvlmm.training.checkpoints import Checkpoints
 from jvlmm.training.flops import model_flops, update_flops
 from jvlmm.training.loop import FitOptions, fit
+from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.placement import batch_shardings, row_shards
 from jvlmm.training.preparation import PreparedTraining, prepare_sft
@@ -37,7 +39,8 @@ from jvlmm.training.state import TrainState
 class SFT:
     """Train on the responses of examples: chains of thought with their answers, bare answers, or captions.
 
-    The result is `models/NAME`, a folder that transformers and every later stage open.
+    The result is `models/NAME`, a folder that transformers and every later stage open. With `lora` only adapters are
+    trained; they are merged into that folder, and lie alone in `adapters/NAME`, in the format of PEFT.
     """
 
     name: str = "sft"
@@ -51,6 +54,7 @@ class SFT:
     pack: bool = False  # fill rows up to that limit with several examples each; needs vision.patch_buckets
     vision: VisionOptions = field(default_factory=VisionOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    lora: LoraOptions | None = None  # None trains the parameters themselves
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     rules: ShardingRules = field(default_factory=ShardingRules)
@@ -82,23 +86,24 @@ class SFT:
                 )
             )
             writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
-            checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name))
+            checkpoints = stack.enter_context(self.checkpoints(run))
             progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s", "data_wait")))
             stack.enter_context(jax.set_mesh(mesh))
-            state = self.fit(folder, mesh, processor.config, loader, writer, checkpoints, progress)
-            save_checkpoint(
-                run.workdir / "models" / self.name,
-                state.params,
-                processor.config,
-                dtype=self.export_dtype,
-                source_dir=folder,
-            )
+            prepared = self.prepare(processor.config, mesh, jax.default_backend(), run.seed)
+            state = self.fit(folder, processor.config, prepared, loader, writer, checkpoints, progress)
+            paths = self.export(run, folder, processor.config, state, prepared)
             rejected = len(loader.rejections.reasons)
-        return {"path": f"models/{self.name}", "steps": self.steps, "examples": len(examples), "rejected": rejected}
+        return {**paths, "steps": self.steps, "examples": len(examples), "rejected": rejected}
 
-    def fit(self, folder, mesh: Mesh, config: ModelConfig, loader, writer, checkpoints, progress) -> TrainState:
+    def checkpoints(self, run: Run) -> Checkpoints:
+        """Where its state is saved: with `lora` without the model, which does not change."""
+        modules = None if self.lora is None else (ADAPTERS,)
+        return Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules)
+
+    def fit(
+        self, folder, config: ModelConfig, prepared: PreparedTraining, loader, writer, checkpoints, progress
+    ) -> TrainState:
         """The trained state; continues from the newest checkpoint where there is one."""
-        prepared = self.prepare(config, mesh, jax.default_backend())
         params = load_params(folder, config, prepared.shardings.params)
         state = jax.jit(prepared.create, out_shardings=prepared.shardings, donate_argnums=0)(params)
         options = FitOptions(
@@ -108,8 +113,23 @@ class SFT:
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
         )
-        flops = lambda batch: model_flops(config, batch, self.optimizer.freeze)  # noqa: E731
+        flops = lambda batch: model_flops(config, batch, prepared.freeze, prepared.adapted)  # noqa: E731
         return fit(state, prepared.step, loader, options, writer, checkpoints, flops=flops, progress=progress)
+
+    def export(
+        self, run: Run, folder, config: ModelConfig, state: TrainState, prepared: PreparedTraining
+    ) -> dict[str, str]:
+        """Write what was trained; the paths, in the run directory. The state is used up."""
+        params, paths = dict(state.params), {"path": f"models/{self.name}"}
+        if self.lora is not None:
+            adapters, shardings = params.pop(ADAPTERS), dict(prepared.shardings.params)
+            shardings.pop(ADAPTERS)
+            paths["adapter"] = f"adapters/{self.name}"
+            save_adapter(run.workdir / paths["adapter"], adapters, config, self.lora.alpha, str(folder))
+            merge = partial(merge_adapters, options=self.lora, dtype=self.export_dtype)
+            params = jax.jit(merge, out_shardings=shardings, donate_argnums=0)(params, adapters)
+        save_checkpoint(run.workdir / paths["path"], params, config, dtype=self.export_dtype, source_dir=folder)
+        return paths
 
     def programs(
         self, config: ModelConfig, devices: Sequence[jax.Device], platform: str, media: bool = True
@@ -124,7 +144,7 @@ class SFT:
         placed = jax.tree.map(place, batch, batch_shardings(batch, mesh, self.rules))
         lengths = np.full(self.batch_size, self.length_buckets[-1])
         patches = self.vision.patch_buckets[-1] if media else 0
-        flops = update_flops(config, lengths, patches, frame or 0, self.optimizer.freeze)
+        flops = update_flops(config, lengths, patches, frame or 0, prepared.freeze, prepared.adapted)
 
         def trace() -> jax.stages.Traced:
             with jax.set_mesh(mesh):
@@ -135,12 +155,15 @@ class SFT:
     def execution(self, config: ModelConfig, mesh: Mesh, platform: str) -> ModelConfig:
         """`config` as this stage runs it."""
         config = for_training(config, platform, self.remat)
+        if self.lora is not None:  # frozen weights need no more digits than products take
+            config = replace(config, param_dtype=config.dtype)
         return replace(config, rules=self.rules) if mesh.size > 1 else config
 
     def batch(self, mesh: Mesh) -> BatchOptions:
         """The static shapes of its batches."""
         return self.vision.batch(self.batch_size, self.length_buckets, *row_shards(mesh, self.rules), pack=self.pack)
 
-    def prepare(self, config: ModelConfig, mesh: Mesh, platform: str) -> PreparedTraining:
+    def prepare(self, config: ModelConfig, mesh: Mesh, platform: str, seed: int = 0) -> PreparedTraining:
         """The update on the devices of `mesh`."""
-        return prepare_sft(config, self.optimizer, self.steps, mesh, self.rules, self.batch_size, platform)
+        layout = mesh, self.rules, self.batch_size, platform
+        return prepare_sft(config, self.optimizer, self.steps, *layout, lora=self.lora, seed=seed)

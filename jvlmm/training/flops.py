@@ -33,24 +33,30 @@ def decoder_flops(config: TextConfig, lengths: np.ndarray) -> float:
     return float(np.sum(lengths) * per_token + config.num_layers * 4 * heads * pairs)
 
 
-def model_flops(config: ModelConfig, batch: Any, freeze: tuple[str, ...] = ()) -> float:
+def model_flops(config: ModelConfig, batch: Any, freeze: tuple[str, ...] = (), adapted: tuple[str, ...] = ()) -> float:
     """`update_flops` of a host `data.batch.Batch`."""
     patches = int(np.sum(batch.visual_index >= 0)) * config.vision.spatial_merge_size**2
     frame = batch.vision.frames.size if batch.vision is not None else 0
-    return update_flops(config, segment_lengths(batch.segment_ids), patches, frame, freeze)
+    return update_flops(config, segment_lengths(batch.segment_ids), patches, frame, freeze, adapted)
 
 
 def update_flops(
-    config: ModelConfig, lengths: np.ndarray, patches: int, frame_patches: int, freeze: tuple[str, ...] = ()
+    config: ModelConfig,
+    lengths: np.ndarray,
+    patches: int,
+    frame_patches: int,
+    freeze: tuple[str, ...] = (),
+    adapted: tuple[str, ...] = (),
 ) -> float:
     """FLOPs of forward and backward pass over sequences of `lengths` int [n] tokens and `patches` patches of media.
 
     A backward pass costs twice the forward pass: once for activations, once for weights. A frozen decoder
-    saves its weight gradients; a tower frozen together with its merger needs no backward pass at all.
+    saves its weight gradients; a tower frozen together with its merger needs no backward pass at all, unless it is
+    among the modules `adapted` by LoRA. The products of low rank themselves are left out.
     """
     decoder = decoder_flops(config.text, lengths) * (2 if "decoder" in freeze else 3)
     tower = vision_flops(config.vision, patches, frame_patches) if patches else 0.0
-    return decoder + tower * (1 if "vision" in freeze else 3)
+    return decoder + tower * (3 if "vision" not in freeze else 2 if "vision" in adapted else 1)
 
 
 def segment_lengths(segment_ids: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +10,15 @@ from jax.sharding import Mesh
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.qwen2_5_vl import abstract_params
 from jvlmm.sharding.rules import ShardingRules, named_shardings
+from jvlmm.training.lora import (
+    ADAPTERS,
+    LoraOptions,
+    adapted_loss,
+    adapted_modules,
+    adapter_axes,
+    adapter_optimizer,
+    init_adapters,
+)
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
 from jvlmm.training.placement import batch_placement, state_shardings
 from jvlmm.training.sft import make_sft_loss
@@ -26,6 +34,8 @@ class PreparedTraining:
     step: TrainStep
     shapes: TrainState  # of ShapeDtypeStructs that say how they lie on the mesh
     shardings: TrainState
+    freeze: tuple[str, ...]  # modules whose own weights are not trained
+    adapted: tuple[str, ...]  # those of them that have adapters
 
 
 def prepare_sft(
@@ -36,15 +46,25 @@ def prepare_sft(
     rules: ShardingRules,
     batch_size: int,
     platform: str,
+    lora: LoraOptions | None = None,
+    seed: int = 0,
 ) -> PreparedTraining:
-    """Supervised fine-tuning of a model of `config` on the devices of `mesh`; `platform` as JAX names it."""
+    """Supervised fine-tuning of a model of `config` on the devices of `mesh`; `platform` as JAX names it.
+
+    With `lora` the state has a module of adapters, new ones of `seed`, and these alone are trained.
+    """
     shapes, logical = abstract_params(config)
-    rule = make_optimizer(optimizer, total_steps, tuple(shapes))
-    create = partial(create_state, optimizer=rule)
+    loss_fn, adapted, extend = make_sft_loss(config), (), lambda params: params
+    if lora is not None:
+        optimizer = adapter_optimizer(optimizer, tuple(shapes))
+        loss_fn, adapted = adapted_loss(loss_fn, lora), adapted_modules(config, lora)
+        extend = lambda params: {**params, ADAPTERS: init_adapters(config, lora, jax.random.key(seed))}  # noqa: E731
+        logical = {**logical, ADAPTERS: adapter_axes(config, lora)}
+    rule = make_optimizer(optimizer, total_steps, tuple(logical))
+    create = lambda params: create_state(extend(params), rule)  # noqa: E731
     state = jax.eval_shape(create, shapes)
-    shardings = state_shardings(state, named_shardings(mesh, rules, logical, shapes), mesh)
-    step = make_train_step(
-        make_sft_loss(config), rule, shardings, batch_placement(mesh, rules, batch_size), platform=platform
-    )
+    shardings = state_shardings(state, named_shardings(mesh, rules, logical, state.params), mesh)
+    step = make_train_step(loss_fn, rule, shardings, batch_placement(mesh, rules, batch_size), platform=platform)
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    return PreparedTraining(create, step, jax.tree.map(place, state, shardings), shardings)
+    placed = jax.tree.map(place, state, shardings)
+    return PreparedTraining(create, step, placed, shardings, optimizer.freeze, adapted)
