@@ -56,6 +56,7 @@ def read(
     steps: int,
     lengths: tuple[int, ...],
     optimizer: OptimizerOptions = SEE,
+    batch_size: int = 16,
 ) -> SFT:
     """The decoder alone learns to read the tower. Small batches: what it waits for are steps, not examples."""
     return SFT(
@@ -64,7 +65,7 @@ def read(
         sources=sources,
         style="direct",
         steps=steps,
-        batch_size=16,
+        batch_size=batch_size,
         length_buckets=lengths,
         vision=VISION,
         optimizer=optimizer,
@@ -85,9 +86,14 @@ def explained(data: str, repeat: int = 1, types: tuple[str, ...] = ()) -> Source
     return Source(f"stage:{data}", view="explained", question_types=types, turns=2, repeat=repeat)
 
 
-def letters(limit: int | None = None) -> Source:
+def letters(limit: int | None = None, types: tuple[str, ...] = ()) -> Source:
     """Lessons in letters, without media."""
-    return Source("stage:data", view="lettered", answer_types=("mcq",), limit=limit)
+    return Source("stage:data", view="lettered", question_types=types, answer_types=("mcq",), limit=limit)
+
+
+def pairs(limit: int) -> Source:
+    """Lessons in letters of options that share their words."""
+    return Source("stage:data", view="lettered_pairs", limit=limit)
 
 
 def recipe() -> Recipe:
@@ -161,18 +167,46 @@ def recipe() -> Recipe:
                 (128, 192, 288),
                 replace(COPY, schedule="cosine"),
             ),
+            # What an object does at every step, from which spans and orders follow.
             read(
-                "tiny",
+                "timelines",
                 "stage:explanations",
                 (
+                    *3 * (captions("timeline"),),
                     captions("track", "visible", "ways"),
-                    asked("data", types=DIRECT),
-                    explained("data", repeat=3),
-                    explained("images"),
-                    letters(12000),
+                    asked("images"),
+                    letters(10000),
+                    letters(8000, types=("position",)),
                 ),
-                1000,
-                (128, 192, 288),
+                900,
+                (96, 128, 160, 224),
+                COPY,
+            ),
+            # Options of two words, which neither word alone tells: of text alone, for mixed with more it is not learnt.
+            read(
+                "pairs",
+                "stage:timelines",
+                (pairs(30000), letters(), letters(types=("position",))),
+                500,
+                (96, 128, 160, 224),
+                COPY,
+                batch_size=32,
+            ),
+            read(
+                "tiny",
+                "stage:pairs",
+                (
+                    captions("timeline", "track", "visible", "ways"),
+                    asked("data", types=("direction", "speed")),
+                    explained("data", repeat=3),
+                    explained("data", types=("event", "order", "span", "position")),
+                    explained("images"),
+                    letters(8000),
+                    letters(8000, types=("position",)),
+                    pairs(12000),
+                ),
+                3000,
+                (160, 256, 352),
                 replace(COPY, schedule="cosine"),
             ),
             evaluate("test"),

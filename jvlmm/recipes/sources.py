@@ -9,7 +9,15 @@ from jvlmm.data.batch import BatchOptions
 from jvlmm.data.concatenation import Concatenation
 from jvlmm.data.conversations import Conversations
 from jvlmm.data.example import AnswerType, Example
-from jvlmm.data.moving_shapes import caption_examples, direct, explained, lettered, load, open_ended
+from jvlmm.data.moving_shapes import (
+    caption_examples,
+    direct,
+    explained,
+    lettered,
+    lettered_pairs,
+    load,
+    open_ended,
+)
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.prompts import Style
 from jvlmm.data.records import read_records
@@ -21,7 +29,13 @@ from jvlmm.video.limits import Limits
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
 
-_CHANGES = {"answer": direct, "open": open_ended, "explained": explained, "lettered": lettered}  # of a row, by view
+_CHANGES = {  # of a row, by view
+    "answer": direct,
+    "open": open_ended,
+    "explained": explained,
+    "lettered": lettered,
+    "lettered_pairs": lettered_pairs,
+}
 
 
 @dataclass(frozen=True)
@@ -30,13 +44,14 @@ class Source:
 
     `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, the answer to the `open`
     question without options, the answer `explained` by the thought as plain text, a `lettered` list of its options
-    without the media, or the `captions` of its scene (the last only of Moving Shapes). `turns` above 1 asks so many
+    without the media, one of `lettered_pairs` of words, or the `captions` of its scene (the last two only of Moving
+    Shapes). `turns` above 1 asks so many
     questions about the same media in one conversation. `repeat` makes a source weigh more.
     """
 
     path: str  # or stage:NAME
     split: str = "train"
-    view: Literal["response", "answer", "open", "explained", "lettered", "captions"] = "response"
+    view: Literal["response", "answer", "open", "explained", "lettered", "lettered_pairs", "captions"] = "response"
     question_types: tuple[str, ...] = ()  # or kinds of captions; () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None  # of what the types leave

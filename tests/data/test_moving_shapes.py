@@ -150,8 +150,7 @@ def _expected_answer(example):
         names = [f"the {name}" for name in _named(example)]
         return ("both the same" if one else "neither moves") if one == two else names[one < two]
     events = {(e["object"], e["kind"]): e["step"] for e in scene["events"]}
-    verbs = {"appears": "appear", "vanishes": "vanish", "changes colour": "recolour", "bounces": "bounce"}
-    verbs |= {"starts moving": "start", "stops moving": "stop"}
+    verbs = {verb: kind for kind, verb in VERBS.items()}
     if example.question_type == "event":
         (kind,) = [k for (name, k), at in events.items() if name == _named(example)[0] and at == step]
         return f"it {next(verb for verb, k in verbs.items() if k == kind)}"
@@ -206,7 +205,7 @@ def test_thoughts_are_short_end_in_the_answer_and_cite_true_boxes(examples):
     for example in sum(examples.values(), []):
         found = re.fullmatch(r"<think>(.+)</think><answer>(.+)</answer>", example.response)
         assert found and found[2] == example.answer
-        assert len(found[1].split()) <= 40
+        assert len(found[1].split()) <= (100 if example.split == "test_hard" else 70)
         if example.answer_type == "mcq":
             assert found[1].endswith(f" {example.meta['answer_text']} {example.answer}.")
         truth = {tuple(box) for track in _tracks(example).values() for box in track["boxes"] if box}
@@ -214,6 +213,39 @@ def test_thoughts_are_short_end_in_the_answer_and_cite_true_boxes(examples):
         assert {tuple(map(int, box)) for box in cited} <= truth
         assert all(name in _tracks(example) for name in re.findall(r"<obj>(.+?)</obj>", found[1]))
         assert all(cite["box"] for cite in example.meta["cited"])
+
+
+VERBS = {"appear": "appears", "vanish": "vanishes", "recolour": "changes colour"}
+VERBS |= {"bounce": "bounces", "start": "starts moving", "stop": "stops moving"}
+TIMELINE = re.compile(r"<obj>([a-z ]+)</obj>(?:<box>[^<]+</box>)?((?: \d\.\d(?: [a-z]+)+)+)")
+
+
+def _expected_doing(track, events, step):
+    """What a shape does from a step on, worked out anew from its boxes and the list of events."""
+    boxes = track["boxes"]
+    verbs = [VERBS[e["kind"]] for e in events if e["object"] == track["object"] and e["step"] == step]
+    if verbs or not boxes[step]:
+        return " and ".join(verbs) or "not there"
+    last = step + 1 == len(boxes) or not boxes[step + 1]
+    here, there = (step - 1, step) if last else (step, step + 1)
+    if here < 0 or not boxes[here]:
+        return "still"
+    signs = tuple(int(np.sign(b - a)) for a, b in zip(_centre(boxes[here]), _centre(boxes[there]), strict=True))
+    return next((name for name, way in DIRECTIONS.items() if way == signs), "still")
+
+
+def test_timelines_say_step_by_step_what_the_boxes_show(root, examples):
+    told = [e for split in SPLITS for e in examples[split] if e.question_type in ("event", "order", "span")]
+    seen = Counter()
+    for example in [*told, *moving_shapes.caption_examples(root, "test_hard", kinds=("caption_timeline",))]:
+        tracks, timelines = _tracks(example), TIMELINE.findall(example.response)
+        assert len(timelines) == (2 if example.question_type == "order" else 1), example.response
+        for name, line in timelines:
+            for step, doing in re.findall(r"(\d\.\d) ([a-z ]+?)(?= \d|$)", line.rstrip()):
+                expected = _expected_doing(tracks[name], example.meta["scene"]["events"], int(float(step) * 2))
+                assert sorted(doing.split(" and ")) == sorted(expected.split(" and ")), (example.response, step)
+                seen[doing] += 1
+    assert set(seen) >= {*DIRECTIONS, *VERBS.values(), "still", "not there"}
 
 
 def _chance(rows):
@@ -294,7 +326,7 @@ def test_no_constant_span_does_well(examples):
 
 def test_captions_are_plain_and_true(root):
     captions = moving_shapes.caption_examples(root, "train", draws=2)
-    assert len(captions) == 2 * (150 * 8 + 30 * 5)
+    assert len(captions) == 2 * (150 * 9 + 30 * 5)
     kinds = Counter()
     for example in captions[:200]:
         kinds[example.question_type] += 1
@@ -302,7 +334,7 @@ def test_captions_are_plain_and_true(root):
         track_boxes = {tuple(box) for t in example.meta["scene"]["tracks"] for box in t["boxes"] if box}
         cited = re.findall(r"<box>\[(\d+),(\d+),(\d+),(\d+)\]</box>", example.response)
         assert {tuple(map(int, box)) for box in cited} <= track_boxes
-    assert all(name.startswith("caption_") for name in kinds) and len(kinds) == 8
+    assert all(name.startswith("caption_") for name in kinds) and len(kinds) == 9
     assert len({example.id for example in captions}) == len(captions)
 
 
@@ -344,6 +376,18 @@ def test_lessons_in_letters_show_no_media_and_recite_options_with_their_letters(
             assert example.options["ABCD".index(letter)] == text
     written = next(e for e in examples["test"] if e.answer_type == "number")
     assert moving_shapes.lettered(written).response == written.answer
+
+
+def test_lessons_in_pairs_need_both_words_to_tell_an_option(examples):
+    for example in examples["test"][:40]:
+        lesson = moving_shapes.lettered_pairs(example)
+        assert lesson == moving_shapes.lettered_pairs(example) and lesson.media == ()
+        assert len(set(lesson.options)) == 4 and all(NAME.fullmatch(option) for option in lesson.options)
+        for words in zip(*(option.split() for option in lesson.options), strict=True):
+            assert sorted(Counter(words).values()) == [2, 2]
+        for recited in lesson.response.split(", "):
+            text, letter = recited.rsplit(" ", 1)
+            assert lesson.options["ABCD".index(letter)] == text
 
 
 def test_rows_about_the_same_clip_are_known_without_reading(root):

@@ -2,7 +2,16 @@
 
 from jvlmm.data.moving_shapes.dataset import build
 from jvlmm.data.moving_shapes.options import MovingShapesOptions, SceneOptions
-from jvlmm.data.moving_shapes.reading import caption_examples, direct, explained, lettered, load, open_ended, scenes
+from jvlmm.data.moving_shapes.reading import (
+    caption_examples,
+    direct,
+    explained,
+    lettered,
+    lettered_pairs,
+    load,
+    open_ended,
+    scenes,
+)
 
 __all__ = [
     "MovingShapesOptions",
@@ -13,6 +22,7 @@ __all__ = [
     "explained",
     "load",
     "lettered",
+    "lettered_pairs",
     "open_ended",
     "scenes",
 ]

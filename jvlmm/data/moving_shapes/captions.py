@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jvlmm.data.moving_shapes.evidence import at, box, cite, growth, named, pace, place, reading_order, time
+from jvlmm.data.moving_shapes.evidence import at, box, cite, follow, growth, named, pace, place, reading_order, time
 from jvlmm.data.moving_shapes.questions import corner_of, pick
 from jvlmm.data.moving_shapes.scene import EVENTS, Scene, Shape, seconds
 
@@ -61,6 +61,12 @@ def _motion(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return question, f"{named(shape)}{boxes}: {way}."
 
 
+def _timeline(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    shape = scene.shapes[rng.integers(len(scene.shapes))]
+    question = pick(rng, "What does the {} do, step by step?", "Follow the {} in time.").format(shape.name)
+    return question, f"{follow(shape)}."
+
+
 def _visible(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     step = int(rng.integers(scene.steps))
     if scene.is_image:
@@ -96,6 +102,7 @@ CAPTIONS: Mapping[str, Callable[[Scene, np.random.Generator], tuple[str, str]]] 
     "caption_names": _names,
     "caption_places": _places,
     "caption_ways": _ways,
+    "caption_timeline": _timeline,
 }
 # Those that suit an image.
 STILL_CAPTIONS = ("caption_objects", "caption_track", "caption_visible", "caption_names", "caption_places")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from jvlmm.data.moving_shapes.options import STEP_SECONDS
-from jvlmm.data.moving_shapes.scene import DIRECTIONS, Box, Event, Scene, Shape, seconds
+from jvlmm.data.moving_shapes.scene import DIRECTIONS, EVENTS, Box, Event, Scene, Shape, seconds
 
 
 def box_text(box: Box) -> str:
@@ -59,15 +59,21 @@ def event_steps(event: Event) -> tuple[int, ...]:
     return tuple(event.step + offset for offset in around.get(event.kind, (-1, 0, 1)))
 
 
-def cite_event(scene: Scene, shape: Shape, event: Event) -> str:
-    """What the shape looks like around an event."""
-    before, after = time(event.step - 1), time(event.step)
-    if event.kind == "appear":
-        return f"{place(shape, event.step)} at {after}, not there at {before}"
-    if event.kind == "vanish":
-        return f"{place(shape, event.step - 1)} at {before}, not there at {after}"
-    if event.kind == "recolour":
-        colours = shape.colour, shape.recolour[1]
-        return f"{place(shape, event.step - 1)} is {colours[0]} at {before}, {colours[1]} at {after}"
-    boxes = [f"{box(shape, k)} at {time(k)}" for k in event_steps(event)]
-    return f"{named(shape)}{', '.join(boxes)}"
+def follow(shape: Shape) -> str:
+    """What a shape does at every step of its clip."""
+    return f"{named(shape)} {timeline(shape, range(len(shape.boxes)))}"
+
+
+def timeline(shape: Shape, steps: Iterable[int]) -> str:
+    """What a shape does at each of the steps, after its seconds: "0.0 still 0.5 starts moving 1.0 left"."""
+    return " ".join(f"{seconds(step):.1f} {_doing(shape, step)}" for step in steps)
+
+
+def _doing(shape: Shape, step: int) -> str:
+    """The events of a step, or else the way the shape goes on."""
+    events = [EVENTS[event.kind] for event in shape.events if event.step == step]
+    if events:
+        return " and ".join(events)
+    if shape.boxes[step] is None:
+        return "not there"
+    return shape.direction_at(step) or "still"

@@ -237,7 +237,9 @@ def event(scene: Scene, options: SceneOptions, rng: np.random.Generator) -> Iter
             question = pick(rng, "What happens to the {} at {:.1f}s?", "What does the {} do at {:.1f}s?")
             question = question.format(shape.name, seconds(happening.step))
             answer = f"it {EVENTS[happening.kind]}"
-            seen = f"{evidence.cite_event(scene, shape, happening)}, so {answer}"
+            view = happening.step - (happening.kind == "vanish")  # where the shape can be seen
+            around = evidence.timeline(shape, range(happening.step - 1, happening.step + 2))
+            seen = f"{evidence.place(shape, view)} {around}, so {answer}"
             cited, cue = tuple((shape.name, k) for k in steps), str(happening.step)
             yield Candidate(happening.kind, question, answer, seen, cited, choices, cue)
 
@@ -266,15 +268,14 @@ def _order(rng, one: Shape, two: Shape, kind_one: str, kind_two: str, key: str, 
     happenings = [f"{_the(s)} {EVENTS[k]}" for s, k in ((one, kind_one), (two, kind_two))]
     texts = {"first": happenings[0], "second": happenings[1], "same": "both at once", "neither": "neither happens"}
     question = pick(rng, "What happens first: {} or {}?", "Which comes first: {} or {}?").format(*happenings)
-    if steps is None:
-        facts = [f"{evidence.named(s)} {EVENTS[k]}: never" for s, k in ((one, kind_one), (two, kind_two))]
-        seen, cited = f"{', '.join(facts)}, so neither happens", ()
-    else:
-        views = ((one, kind_one, steps[0]), (two, kind_two, steps[1]))
-        cited = tuple((s.name, step - (k == "vanish")) for s, k, step in views)  # where the shape can be seen
-        facts = [f"{evidence.named(s)} {EVENTS[k]} at {evidence.time(step)}" for s, k, step in views]
-        end = "both at once" if key == "same" else f"first: {texts[key]}"
-        seen = f"{', '.join(facts)}, so {end}"
+    views = ((one, kind_one, steps and steps[0]), (two, kind_two, steps and steps[1]))
+    cited = tuple((s.name, step - (k == "vanish")) for s, k, step in views if step is not None)
+    facts = (
+        f"{evidence.follow(s)}: {EVENTS[k]} {'never' if step is None else f'at {evidence.time(step)}'}"
+        for s, k, step in views
+    )
+    end = f"first: {texts[key]}" if key in ("first", "second") else texts[key]
+    seen = f"{', '.join(facts)}, so {end}"
     return Candidate(key, question, texts[key], seen, cited, tuple(texts.values()), f"{kind_one} {kind_two}")
 
 
@@ -299,7 +300,7 @@ def _span(scene: Scene, index: int, question: str, cited: tuple[int, int], end: 
     first_verb = verbs[0] if begin else "is there" if verbs[0] == "appears" else "moves"
     last_verb = verbs[1] if end < scene.steps else "goes on to the end,"
     seen = (
-        f"{evidence.place(shape, begin)} {first_verb} at "
+        f"{evidence.follow(shape)}: {evidence.box(shape, begin)} {first_verb} at "
         f"{evidence.time(begin)}, {evidence.box(shape, cited[1])} {last_verb} at "
         f"{evidence.time(end)}"
     )

@@ -15,7 +15,7 @@ from jvlmm.data.moving_shapes.captions import CAPTIONS, STILL_CAPTIONS, caption
 from jvlmm.data.moving_shapes.dataset import read_description
 from jvlmm.data.moving_shapes.options import is_image
 from jvlmm.data.moving_shapes.questions import FORMS
-from jvlmm.data.moving_shapes.scene import Scene, scene_from_dict
+from jvlmm.data.moving_shapes.scene import COLOURS, KINDS, Scene, scene_from_dict
 from jvlmm.errors import DataError
 
 BENCHMARK = "moving-shapes"
@@ -183,11 +183,24 @@ def lettered(example: Example) -> Example:
 
     Only the letters are learnt: to find that of an option. Some options come again.
     """
+    if not example.options:
+        return replace(example, media=(), response=example.answer, learn=())
+    return _lesson(example, example.options, np.random.default_rng(zlib.crc32(example.id.encode())))
+
+
+def lettered_pairs(example: Example) -> Example:
+    """As `lettered`, with names of objects as options: two colours of two kinds, so that one word alone tells none."""
     rng = np.random.default_rng(zlib.crc32(example.id.encode()))
-    places = rng.integers(len(example.options), size=_RECITED) if example.options else ()
-    letters = tuple(f" {chr(ord('A') + k)}" for k in range(len(example.options)))
-    recited = ", ".join(f"{example.options[k]}{letters[k]}" for k in places)
-    return replace(example, media=(), response=recited or example.answer, learn=letters)
+    colours, kinds = rng.choice(list(COLOURS), 2, replace=False), rng.choice(KINDS, 2, replace=False)
+    names = [f"{colour} {kind}" for colour in colours for kind in kinds]
+    options = tuple(names[k] for k in rng.permutation(len(names)))
+    return _lesson(replace(example, question="Which of these is it?", options=options), options, rng)
+
+
+def _lesson(example: Example, options: Sequence[str], rng: np.random.Generator) -> Example:
+    letters = tuple(f" {chr(ord('A') + k)}" for k in range(len(options)))
+    recited = ", ".join(f"{options[k]}{letters[k]}" for k in rng.integers(len(options), size=_RECITED))
+    return replace(example, media=(), response=recited, learn=letters)
 
 
 def _right_option(example: Example) -> str:

@@ -71,6 +71,14 @@ class Shape:
     def colour_at(self, step: int) -> str:
         return self.recolour[1] if self.recolour and step >= self.recolour[0] else self.colour
 
+    def direction_at(self, step: int) -> str | None:
+        """The way it goes on from a step; None where it stays, or is not visible. At its last step, the way it came."""
+        end = self.visible[1] - 1
+        if self.moving is None or not (self.moving[0] <= step < self.moving[1] or step == self.moving[1] == end):
+            return None
+        turned = any(e.kind == "bounce" and step >= e.step for e in self.events)
+        return opposite(self.direction) if turned else self.direction
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -113,6 +121,11 @@ class Scene:
 
 def seconds(step: int) -> float:
     return step * STEP_SECONDS
+
+
+def opposite(direction: str) -> str:
+    dx, dy = DIRECTIONS[direction]
+    return next(name for name, way in DIRECTIONS.items() if way == (-dx, -dy))
 
 
 def overlap_share(box: Box, other: Box) -> float:
