@@ -19,7 +19,8 @@ from jvlmm.video.budget import PixelOptions
 
 
 def recipe():
-    vision = VisionOptions(pixels=PixelOptions(video_min_pixels=784, video_max_pixels=224 * 224), patch_buckets=(16 * 1024,))
+    pixels = PixelOptions(video_min_pixels=784, video_max_pixels=224 * 224)
+    vision = VisionOptions(pixels=pixels, patch_buckets=(16 * 1024,))
     mesh = MeshOptions(data=1, fsdp=-1)
     sft = SFT(model="small", batch_size=16, length_buckets=(512,), vision=vision, mesh=mesh, remat="full")
     return Recipe(name="plan", workdir="runs/plan", stages=(sft,))
