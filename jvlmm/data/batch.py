@@ -37,13 +37,14 @@ class Batch:
 class BatchOptions:
     """The static shapes batches come in; every combination that occurs is compiled once."""
 
-    batch_size: int = 8  # rows; of one process, where there are several
+    batch_size: int = 8  # rows, of all processes together
     length_buckets: tuple[int, ...] = ()  # tokens of a row, padding included; (): powers of two from 64
     patch_buckets: tuple[int, ...] = ()  # patches of a batch, padding included; (): exactly as many as there are
     frame_patches: tuple[int, ...] = ()  # patches of a frame; (): powers of two
     fold: bool = False  # only rows with media of equal sizes share a batch, whose attention needs no gathers then
     shards: int = 1  # so many devices split the rows; the media of each one's rows lie together …
     parts: int = 1  # … and are cut between frames for so many more devices, which split the length of rows
+    held: tuple[int, ...] | None = None  # the shards whose rows this process holds; None: all
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -58,6 +59,13 @@ class BatchOptions:
             sizes = getattr(self, name)
             if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
                 raise ConfigError(f"batch.{name}={sizes} must be positive and increase")
+
+    @property
+    def held_rows(self) -> list[int]:
+        """Numbers of the rows this process holds, in the order it holds them."""
+        of_shard = self.batch_size // self.shards
+        held = range(self.shards) if self.held is None else self.held
+        return [shard * of_shard + row for shard in held for row in range(of_shard)]
 
 
 def abstract_batch(options: BatchOptions, config: ModelConfig, frame_patches: int) -> Batch:
@@ -125,28 +133,30 @@ def bucket_key(sequence: Sequence, options: BatchOptions) -> Hashable:
 def collate(sequences: Sized[Sequence], options: BatchOptions, config: ModelConfig) -> Batch:
     """Pad at most `batch_size` sequences to their length bucket, their media to the patch bucket, and join them.
 
-    NumPy throughout. Raises DataError when a sequence, or all of them, exceed the buckets, and ValueError
-    for an empty or too long list.
+    The result holds the rows of `options.held` only; the other sequences have a say in its shape. NumPy throughout.
+    Raises DataError when a sequence, or all of them, exceed the buckets, and ValueError for an empty or too long list.
     """
     if not 0 < len(sequences) <= options.batch_size:
         raise ValueError(f"{len(sequences)} sequences for a batch of {options.batch_size}")
     for sequence in sequences:
         check_fits(sequence, options)
     vision, rows = _vision(sequences, options, config)
-    shape = (options.batch_size, length_bucket(max(s.length for s in sequences), options))
+    shape = (len(options.held_rows), length_bucket(max(s.length for s in sequences), options))
     tokens = np.full(shape, config.tokens.pad, np.int32)
     positions = np.zeros((shape[0], 3, shape[1]), np.int32)
     segment_ids = np.zeros(shape, np.int32)
     loss_mask = np.zeros(shape, bool)
     visual_index = np.full(shape, -1, np.int32)
-    for i, sequence in enumerate(sequences):
-        n = sequence.length
+    for i, row in enumerate(options.held_rows):
+        if row >= len(sequences):
+            continue
+        sequence, n = sequences[row], sequences[row].length
         tokens[i, :n] = sequence.tokens
         positions[i, :, :n] = sequence.positions
         segment_ids[i, :n] = 1
         loss_mask[i, :n] = sequence.loss_mask
         is_media = sequence.visual_index >= 0
-        visual_index[i, :n][is_media] = rows[i][sequence.visual_index[is_media]]
+        visual_index[i, :n][is_media] = rows[row][sequence.visual_index[is_media]]
     return Batch(tokens, positions, segment_ids, loss_mask, visual_index, vision)
 
 
@@ -175,9 +185,14 @@ def _vision(
     if devices == 1:
         vision, rows = build_vision_inputs(pixels[0], grids[0], config.vision, buckets, options.fold)
         return vision, _by_sequence(sequences, [rows])
-    vision, rows = build_vision_shards(pixels, grids, config.vision, buckets, options.fold)
-    of_part = vision.pixels.shape[1] // config.vision.spatial_merge_size**2
-    rows = [[r + of_part * (k % options.parts) for r in part] for k, part in enumerate(rows)]
+    held = range(options.shards) if options.held is None else options.held
+    chosen = [shard * options.parts + part for shard in held for part in range(options.parts)]
+    vision, found = build_vision_shards(pixels, grids, config.vision, buckets, options.fold, chosen)
+    merged = config.vision.spatial_merge_size**2
+    of_part = vision.pixels.shape[1] // merged
+    rows = [[np.full(len(array) // merged, -1, np.int32) for array in of] for of in pixels]
+    for k, part in zip(chosen, found, strict=True):
+        rows[k] = [r + of_part * (k % options.parts) for r in part]
     return vision.replace(parts=options.parts), _by_sequence(sequences, rows)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from jvlmm.training.checkpoints import Checkpoints
 from jvlmm.training.flops import model_flops, update_flops
 from jvlmm.training.loop import FitOptions, fit
 from jvlmm.training.optimizer import OptimizerOptions
-from jvlmm.training.placement import batch_shardings, row_shards
+from jvlmm.training.placement import batch_shardings, loader_share, row_shards
 from jvlmm.training.preparation import PreparedTraining, prepare_sft
 from jvlmm.training.state import TrainState
 
@@ -39,6 +39,8 @@ class SFT:
 
     The result is `models/NAME`, a folder that transformers and every later stage open.
     """
+
+    in_all_processes: ClassVar[bool] = True
 
     name: str = "sft"
     model: str = ""  # a Hugging Face folder, or stage:NAME
@@ -61,7 +63,8 @@ class SFT:
 
     def run(self, run: Run) -> dict[str, Any]:
         folder, mesh = run.resolve(self.model), make_mesh(self.mesh)
-        rejected_path = run.workdir / "rejected.jsonl"
+        first = jax.process_index() == 0
+        rejected_path = run.workdir / "rejected.jsonl" if first else None
         examples = open_sources(run, self.sources, Rejections(rejected_path))
         with ExitStack() as stack:
             processor = Processor(
@@ -78,11 +81,14 @@ class SFT:
                     run.seed,
                     rejected_path=rejected_path,
                     pipeline=self.pipeline,
+                    share=loader_share(self.name, mesh, self.rules),
                 )
             )
-            writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
             checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name))
-            progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s", "data_wait")))
+            writer = progress = None
+            if first:
+                writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
+                progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s", "data_wait")))
             stack.enter_context(jax.set_mesh(mesh))
             state = self.fit(folder, mesh, processor.config, loader, writer, checkpoints, progress)
             save_checkpoint(
@@ -107,7 +113,8 @@ class SFT:
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
         )
-        flops = lambda batch: model_flops(config, batch, self.optimizer.freeze)  # noqa: E731
+        # What other processes' rows cost is taken to be what this one's do.
+        flops = lambda batch: model_flops(config, batch, self.optimizer.freeze) * self.batch_size / len(batch.tokens)  # noqa: E731
         return fit(state, prepared.step, loader, options, writer, checkpoints, flops=flops, progress=progress)
 
     def programs(self, config: ModelConfig, devices: Sequence[jax.Device], platform: str) -> list[Program]:
