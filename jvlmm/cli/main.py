@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         result = args.run(args)
+        if result is None:  # this is one of several processes, and the first reports
+            return 0
         if args.json:
             print(json.dumps(result))
         else:

@@ -10,7 +10,7 @@ Result = dict[str, Any]  # JSON-ready
 def add_verb(
     verbs: Any,
     name: str,
-    run: Callable[[argparse.Namespace], Result],
+    run: Callable[[argparse.Namespace], Result | None],
     show: Callable[[Result], None],
     summary: str,
     example: str,
@@ -18,7 +18,8 @@ def add_verb(
     """Add one verb to `verbs` (what `add_subparsers` returned) and return its parser for the verb's own arguments.
 
     `run` does the work and returns a JSON-ready result; `show` prints it for a reader, unless `--json` asks for
-    the result itself. Imports of JAX belong inside `run`: help must not wait for them.
+    the result itself. None stands for a result that another process reports. Imports of JAX belong inside `run`:
+    help must not wait for them.
     """
     parser = verbs.add_parser(
         name,

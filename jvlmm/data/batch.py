@@ -40,7 +40,7 @@ class Batch:
 class BatchOptions:
     """The static shapes batches come in; every combination that occurs is compiled once."""
 
-    batch_size: int = 8  # rows; of one process, where there are several
+    batch_size: int = 8  # rows, of all processes together
     length_buckets: tuple[int, ...] = ()  # tokens of a row, padding included; (): powers of two from 64
     patch_buckets: tuple[int, ...] = ()  # patches of a batch, padding included; (): exactly as many as there are
     frame_patches: tuple[int, ...] = ()  # patches of a frame; (): powers of two
@@ -48,6 +48,7 @@ class BatchOptions:
     pack: bool = False  # fill rows up to the largest length bucket with several sequences each, for training
     shards: int = 1  # so many devices split the rows; the media of each one's rows lie together …
     parts: int = 1  # … and are cut between frames for so many more devices, which split the length of rows
+    held: tuple[int, ...] | None = None  # the shards whose rows this process holds; None: all
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -67,6 +68,13 @@ class BatchOptions:
                 f"batch.pack=True with batch.length_buckets={self.length_buckets}, batch.patch_buckets="
                 f"{self.patch_buckets}: packed batches are filled up to the largest of each; give both"
             )
+
+    @property
+    def held_rows(self) -> list[int]:
+        """Numbers of the rows this process holds, in the order it holds them."""
+        of_shard = self.batch_size // self.shards
+        held = range(self.shards) if self.held is None else self.held
+        return [shard * of_shard + row for shard in held for row in range(of_shard)]
 
 
 def abstract_batch(options: BatchOptions, config: ModelConfig, frame_patches: int | None) -> Batch:
@@ -148,8 +156,9 @@ def collate(
     """Pad rows of sequences to their length bucket, their media to the patch bucket, and join them.
 
     `rows` tells the row of each sequence, without decreasing; those of one row follow one another as segments 1, 2, …
-    None gives each a row of its own. NumPy throughout. Raises DataError when a sequence, a row, or all of them exceed
-    the buckets, and ValueError for no sequences, or rows that a batch of `batch_size` does not have.
+    None gives each a row of its own. The result holds the rows of `options.held` only; the other sequences have a say
+    in its shape. NumPy throughout. Raises DataError when a sequence, a row, or all of them exceed the buckets, and
+    ValueError for no sequences, or rows that a batch of `batch_size` does not have.
     """
     rows = list(range(len(sequences)) if rows is None else rows)
     if not rows or rows != sorted(rows) or rows[0] < 0 or rows[-1] >= options.batch_size:
@@ -162,14 +171,18 @@ def collate(
             f"a row of {longest} tokens exceeds the largest of batch.length_buckets={options.length_buckets}"
         )
     vision, features = _vision(sequences, options, config, rows)
-    shape = (options.batch_size, length_bucket(longest, options))
+    held = {row: place for place, row in enumerate(options.held_rows)}
+    shape = (len(held), length_bucket(longest, options))
     tokens = np.full(shape, config.tokens.pad, np.int32)
     positions = np.zeros((shape[0], 3, shape[1]), np.int32)
     segment_ids = np.zeros(shape, np.int32)
     loss_mask = np.zeros(shape, bool)
     visual_index = np.full(shape, -1, np.int32)
-    ends = np.zeros(options.batch_size, int)
-    for i, sequence, of_media in zip(rows, sequences, features, strict=True):
+    ends = np.zeros(len(held), int)
+    for row, sequence, of_media in zip(rows, sequences, features, strict=True):
+        if row not in held:
+            continue
+        i = held[row]
         place = slice(ends[i], ends[i] + sequence.length)
         tokens[i, place] = sequence.tokens
         positions[i, :, place] = sequence.positions
@@ -209,9 +222,14 @@ def _vision(
     if devices == 1:
         vision, features = build_vision_inputs(pixels[0], grids[0], config.vision, buckets, options.fold)
         return vision, _by_sequence(sequences, [features])
-    vision, features = build_vision_shards(pixels, grids, config.vision, buckets, options.fold)
-    of_part = vision.pixels.shape[1] // config.vision.spatial_merge_size**2
-    features = [[of + of_part * (k % options.parts) for of in part] for k, part in enumerate(features)]
+    held = range(options.shards) if options.held is None else options.held
+    chosen = [shard * options.parts + part for shard in held for part in range(options.parts)]
+    vision, found = build_vision_shards(pixels, grids, config.vision, buckets, options.fold, chosen)
+    merged = config.vision.spatial_merge_size**2
+    of_part = vision.pixels.shape[1] // merged
+    features = [[np.full(len(array) // merged, -1, np.int32) for array in of] for of in pixels]
+    for k, part in zip(chosen, found, strict=True):
+        features[k] = [of + of_part * (k % options.parts) for of in part]
     return vision.replace(parts=options.parts), _by_sequence(sequences, features)
 
 

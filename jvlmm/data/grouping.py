@@ -5,10 +5,12 @@ from typing import Any
 
 import grain
 
+from jvlmm.data.arrivals import Arrivals
 from jvlmm.data.batch import Batch, BatchOptions, bucket_key, collate
 from jvlmm.data.packing import Filling
 from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.data.sequence import Sequence
+from jvlmm.data.share import Remote, Share
 from jvlmm.errors import DataError
 from jvlmm.models.config import ModelConfig
 
@@ -45,13 +47,19 @@ class GroupedBatches(grain.IterDataset):
         config: ModelConfig,
         rejections: Rejections,
         patience: int,
+        share: Share | None = None,
     ):
         """`stream`: random access to Sequence or Rejected. `patience`: DataError after so many rejected in a row."""
-        super().__init__(stream.to_iter_dataset(read))
-        self._arguments = (stream, options, config, rejections, patience)
+        super().__init__()
+        self._stream, self._read, self._patience, self._share = stream, read, patience, share
+        self._options, self._config, self._rejections = options, config, rejections
 
     def __iter__(self) -> "GroupedBatchesIterator":
-        return GroupedBatchesIterator(iter(self._parent), *self._arguments)
+        a_round = max(1, self._options.batch_size // len(self._share.parts)) if self._share else 1
+        arrivals = Arrivals(self._stream, self._read, self._config, self._rejections, self._share, a_round)
+        return GroupedBatchesIterator(
+            arrivals, self._options, self._config, self._rejections, self._patience, self._share
+        )
 
     def __str__(self) -> str:
         return "GroupedBatches"
@@ -61,20 +69,21 @@ class GroupedBatchesIterator(grain.DatasetIterator):
     """Its state is the number of examples read and the stream positions of those still waiting for a complete batch.
 
     Waiting examples are read again on restoring, so the state stays small and JSON-able, and the batches
-    that follow are the same ones.
+    that follow are the same ones. With several processes it is the same in each, and restores in any number of them.
     """
 
     def __init__(
         self,
-        parent: grain.DatasetIterator,
-        stream: grain.MapDataset,
+        arrivals: Arrivals,
         options: BatchOptions,
         config: ModelConfig,
         rejections: Rejections,
         patience: int,
+        share: Share | None,
     ):
-        super().__init__(parent)
-        self._stream = stream
+        super().__init__()
+        self._arrivals = arrivals
+        self._share = share
         self._options = options
         self._config = config
         self._rejections = rejections
@@ -86,7 +95,7 @@ class GroupedBatchesIterator(grain.DatasetIterator):
     def __next__(self) -> Grouped:
         while True:
             try:
-                item = next(self._parent)
+                item = next(self._arrivals)
             except StopIteration:
                 if not self._waiting:
                     raise
@@ -128,28 +137,43 @@ class GroupedBatchesIterator(grain.DatasetIterator):
                 self._add(*sample)
             else:
                 placed.append((row, *sample))
-        rows, positions, sequences = zip(*sorted(placed, key=lambda of: of[0]), strict=True)
+        placed.sort(key=lambda of: of[0])
+        if self._share:
+            placed = self._own(placed)
+        rows, positions, sequences = zip(*placed, strict=True)
         batch = collate(sequences, self._options, self._config, rows)
         return Grouped(batch, tuple(s.id for s in sequences), positions)
 
+    def _own(self, placed: list[tuple[int, int, Sequence]]) -> list[tuple[int, int, Sequence]]:
+        """(row, position, sequence) of a batch, those of this process really there."""
+        if not self._options.pack:
+            arranged = self._share.arrange([(position, sequence) for _, position, sequence in placed], self._options)
+            placed = [(row, *sample) for row, sample in enumerate(arranged)]
+        held = set(self._options.held_rows)
+        return [
+            (row, position, self._arrivals.read(position, item) if row in held and isinstance(item, Remote) else item)
+            for row, position, item in placed
+        ]
+
     def get_state(self) -> dict[str, Any]:
         return {
-            "read": self._parent.get_state(),
             "next_position": self._next_position,
             "waiting": [[position for position, _ in waiting.samples] for waiting in self._waiting.values()],
             "rejected_in_a_row": self._rejected_in_a_row,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state["read"])
         self._next_position = state["next_position"]
         self._rejected_in_a_row = state["rejected_in_a_row"]
         self._waiting = {}
-        for positions in state["waiting"]:
-            for position in positions:
-                item = self._stream[position]
-                if self._admit(item):
-                    self._add(position, item)
+        waiting = [position for positions in state["waiting"] for position in positions]
+        for position, item in zip(waiting, self._arrivals.restore(self._next_position, waiting), strict=True):
+            if self._admit(item):
+                self._add(position, item)
+
+    def close(self) -> None:
+        super().close()
+        self._arrivals.close()
 
     def __str__(self) -> str:
         return "GroupedBatchesIterator"

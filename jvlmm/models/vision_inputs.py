@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, groupby
 
 import flax.struct
@@ -90,12 +91,14 @@ def build_vision_shards(
     config: VisionConfig,
     buckets: VisionBuckets | None = None,
     fold: bool = False,
+    chosen: Sequence[int] | None = None,
 ) -> tuple[VisionInputs, list[list[np.ndarray]]]:
     """As `build_vision_inputs`, of each shard apart, on a leading axis: no patch meets those of another shard.
 
-    `buckets` are of one shard. Rows of the tower's output count within each shard.
+    `buckets` are of one shard. Rows of the tower's output count within each shard. The result holds the `chosen`
+    shards (None: all) in a shape that does for every shard; only their pixels are looked at.
     """
-    inputs, rows = _build(pixels, grids, config, buckets, fold)
+    inputs, rows = _build(pixels, grids, config, buckets, fold, chosen)
     return jax.tree.map(lambda *arrays: np.stack(arrays), *inputs), rows
 
 
@@ -118,10 +121,11 @@ def abstract_vision_inputs(patches: int, frame_patches: int, config: VisionConfi
     return VisionInputs(pixels, integers(patches, 2), gathered(window), frames)
 
 
-def _build(pixels, grids, config, buckets, fold):
-    """[VisionInputs] and [rows] of shards of equal shapes."""
+def _build(pixels, grids, config, buckets, fold, chosen=None):
+    """[VisionInputs] and [rows] of the chosen shards, of equal shapes."""
+    chosen = range(len(grids)) if chosen is None else chosen
     unit = config.spatial_merge_size**2
-    media = [[_window_order(grid, config) for grid in of] for of in grids]
+    media = [[_window_order(tuple(grid), config) for grid in of] for of in grids]
     windows_of = [  # of each shard, for every frame the patches of its windows
         [sizes for (t, _, _), (_, _, sizes) in zip(*of, strict=True) for _ in range(t)]
         for of in zip(grids, media, strict=True)
@@ -130,7 +134,7 @@ def _build(pixels, grids, config, buckets, fold):
     window_runs, frame_runs = (_runs([*chain(*groups)]) if fold else None for groups in (windows_of, frames_of))
     used = max(sum(map(sum, frames)) for frames in frames_of)
     total = _padded_total(used, [runs for runs in (window_runs, frame_runs) if runs], unit, buckets)
-    flat = [_flat(*of, total, unit, config) for of in zip(pixels, grids, media, strict=True)]
+    flat = [_flat(pixels[k], grids[k], media[k], total, unit, config) for k in chosen]
 
     side = config.window_size // config.patch_size
     window = side * side if buckets else max(chain(*chain(*windows_of)), default=unit)
@@ -138,7 +142,7 @@ def _build(pixels, grids, config, buckets, fold):
     windows, frames = (
         [Grouping(None, None, runs)] * len(flat)
         if runs
-        else _gathered([[*chain(*of)] for of in groups], total, size, bool(buckets))
+        else _gathered([[*chain(*of)] for of in groups], total, size, bool(buckets), chosen)
         for runs, groups, size in ((window_runs, windows_of, window), (frame_runs, frames_of, frame))
     )
     inputs = [VisionInputs(*arrays, *of) for (*arrays, _), *of in zip(flat, windows, frames, strict=True)]
@@ -161,6 +165,7 @@ def _flat(pixels, grids, media, total, unit, config):
     return flat_pixels, rotary_ids, rows
 
 
+@lru_cache(maxsize=64)
 def _window_order(grid, config):
     """Order of the merged tokens by window, rotary ids of the patches in raster order, patches per window of a frame.
 
@@ -217,15 +222,15 @@ def _frame_size(frame_sizes, unit, buckets):
     return min(fitting) if fitting else 1 << (largest - 1).bit_length()
 
 
-def _gathered(shards, total, capacity, bucketed):
-    """For each shard a Grouping of consecutive groups, of the sizes it lists, gathered into `capacity` slots each."""
+def _gathered(shards, total, capacity, bucketed, chosen):
+    """For each chosen shard a Grouping of consecutive groups, of the sizes listed, in `capacity` slots each."""
     groups = max(1, *map(len, shards))
     if bucketed:
         count = -(-total // capacity)
         while count < groups:
             count *= 2
         groups = count
-    return [_gathered_shard(np.asarray(sizes, np.int64), total, capacity, groups) for sizes in shards]
+    return [_gathered_shard(np.asarray(shards[k], np.int64), total, capacity, groups) for k in chosen]
 
 
 def _gathered_shard(sizes, total, capacity, groups):

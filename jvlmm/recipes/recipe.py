@@ -12,7 +12,11 @@ from jvlmm.errors import ConfigError
 
 
 class Stage(Protocol):
-    """A frozen dataclass of options with a unique `name`; `run` does the work and returns a JSON-ready result."""
+    """A frozen dataclass of options with a unique `name`; `run` does the work and returns a JSON-ready result.
+
+    With several processes it runs in the first, and the others wait for its result; in each, where the class says
+    `in_all_processes = True`.
+    """
 
     name: str
 

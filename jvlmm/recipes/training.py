@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ from jvlmm.training.flops import model_flops, update_flops
 from jvlmm.training.loop import FitOptions, fit
 from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters
 from jvlmm.training.optimizer import OptimizerOptions
-from jvlmm.training.placement import batch_shardings, row_shards
+from jvlmm.training.placement import batch_shardings, loader_share, row_shards
 from jvlmm.training.preparation import PreparedTraining, prepare_sft
 from jvlmm.training.state import TrainState
 
@@ -42,6 +42,8 @@ class SFT:
     The result is `models/NAME`, a folder that transformers and every later stage open. With `lora` only adapters are
     trained; they are merged into that folder, and lie alone in `adapters/NAME`, in the format of PEFT.
     """
+
+    in_all_processes: ClassVar[bool] = True
 
     name: str = "sft"
     model: str = ""  # a Hugging Face folder, or stage:NAME
@@ -66,7 +68,8 @@ class SFT:
 
     def run(self, run: Run) -> dict[str, Any]:
         folder, mesh = run.resolve(self.model), make_mesh(self.mesh)
-        rejected_path = run.workdir / "rejected.jsonl"
+        first = jax.process_index() == 0
+        rejected_path = run.workdir / "rejected.jsonl" if first else None
         examples = open_sources(run, self.sources, Rejections(rejected_path))
         with ExitStack() as stack:
             processor = Processor(
@@ -83,11 +86,14 @@ class SFT:
                     run.seed,
                     rejected_path=rejected_path,
                     pipeline=self.pipeline,
+                    share=loader_share(self.name, mesh, self.rules),
                 )
             )
-            writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
             checkpoints = stack.enter_context(self.checkpoints(run))
-            progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s", "data_wait")))
+            writer = progress = None
+            if first:
+                writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
+                progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s", "data_wait")))
             stack.enter_context(jax.set_mesh(mesh))
             prepared = self.prepare(processor.config, mesh, jax.default_backend(), run.seed)
             state = self.fit(folder, processor.config, prepared, loader, writer, checkpoints, progress)
@@ -113,7 +119,12 @@ class SFT:
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
         )
-        flops = lambda batch: model_flops(config, batch, prepared.freeze, prepared.adapted)  # noqa: E731
+
+        def flops(batch) -> float:
+            """What other processes' rows cost is taken to be what this one's do."""
+            own = model_flops(config, batch, prepared.freeze, prepared.adapted)
+            return own * self.batch_size / len(batch.tokens)
+
         return fit(state, prepared.step, loader, options, writer, checkpoints, flops=flops, progress=progress)
 
     def export(

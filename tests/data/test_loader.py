@@ -142,17 +142,6 @@ def test_batches_leave_early_rather_than_exceed_the_patch_bucket(drawing):
     assert sizes == [(2, 256)] * 4
 
 
-def test_processes_share_the_data(examples, drawing):
-    options = BatchOptions(batch_size=4, length_buckets=(256,), patch_buckets=(512,))
-    shares = []
-    for index in range(2):
-        pipeline = PipelineOptions(process_index=index, process_count=2)
-        shares.append([i for ids in _ids(_loader(examples, drawing, options=options, pipeline=pipeline)) for i in ids])
-    assert sorted(shares[0] + shares[1]) == sorted(e.id for e in examples)
-    with pytest.raises(ConfigError, match="2 processes need one bucket"):
-        _loader(examples, drawing, pipeline=PipelineOptions(process_count=2))
-
-
 def test_next_batch_is_prepared_while_this_one_is_used(examples, drawing):
     """After the first batch the background thread goes on by itself, up to its limit."""
     decoder = drawing.decoder()
@@ -232,7 +221,7 @@ def test_rejection_list_that_cannot_be_written_is_one_line(tmp_path):
         Rejections(tmp_path / "file" / "rejected.jsonl").add(Rejected("a", "b"))
 
 
-@pytest.mark.parametrize("options", [{"num_threads": 0}, {"prefetch": -1}, {"process_index": 1}])
+@pytest.mark.parametrize("options", [{"num_threads": 0}, {"prefetch": -1}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(ConfigError, match="pipeline"):
         PipelineOptions(**options)

@@ -20,6 +20,7 @@ from jvlmm.models.config import ModelConfig
 from jvlmm.models.huggingface.config import generation_config, hub_config, read_json
 from jvlmm.models.huggingface.files import INDEX_FILE, SINGLE_FILE
 from jvlmm.models.huggingface.names import Tensor, checkpoint_tensors
+from jvlmm.sharding.hosts import wait_for_all
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _COMPANIONS = (
@@ -44,8 +45,8 @@ def save_checkpoint(
     """Write `params` as a checkpoint that transformers opens: the hub's key names and its flat config.json.
 
     Everything is written beside `directory` and renamed at the end; an earlier checkpoint there is replaced only
-    then, and its other files are kept. One shard at a time is on the host. With several processes all of them
-    must call; the first writes.
+    then, and its other files are kept. One shard at a time is on the host. Where `params` are split over several
+    processes, all of these must call; the first writes, and none returns before it has.
 
     Args:
       dtype: of the stored tensors: float32, bfloat16 or float16.
@@ -84,6 +85,8 @@ def save_checkpoint(
     finally:
         if writes:
             shutil.rmtree(partial_dir, ignore_errors=True)
+    if not all(getattr(array, "is_fully_addressable", True) for array in flat.values()):
+        wait_for_all(f"saved {directory}")
 
 
 def copy_companions(source: str | Path, target: str | Path) -> None:
