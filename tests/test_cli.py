@@ -23,6 +23,7 @@ VERBS = (
     "data check",
     "convert from-hf",
     "convert to-hf",
+    "plan",
     "bench model",
 )
 

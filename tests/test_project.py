@@ -10,8 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "jvlmm").rglob("*.py"))
-SOURCES = sorted(path for folder in ("jvlmm", "configs", "tests") for path in (ROOT / folder).rglob("*.py"))
-TEXTS = [*SOURCES, *ROOT.glob("*.md"), ROOT / ".ci" / "run"]
+SOURCES = sorted(path for folder in ("jvlmm", "configs", "launch", "tests") for path in (ROOT / folder).rglob("*.py"))
+LAUNCHERS = sorted(
+    path for path in (ROOT / "launch").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
+)
+TEXTS = [*SOURCES, *LAUNCHERS, *ROOT.glob("*.md"), ROOT / ".ci" / "run"]
 # Written with brackets, so that this file keeps its own rule.
 FORBIDDEN = re.compile(r"TO[D]O|FIX[M]E|X[X]X|flax\.n[n]x|trust_remote_code[=]True|pickle\.l[o]ad|/(?:wor[k]|roo[t])/")
 NOT_IMPORTED = {

@@ -1,35 +1,7 @@
-"""What a measurement ran on, and the peaks of accelerators from their data sheets."""
+"""What a measurement ran on."""
 
 import platform
-from dataclasses import dataclass
 from pathlib import Path
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Of one chip, for dense products."""
-
-    bfloat16_flops: float  # FLOP/s
-    bytes_per_second: float  # of its memory
-
-
-PEAKS = {  # part of the device kind as JAX names it, the more specific first
-    "H200": Peak(989e12, 4.8e12),
-    "H100": Peak(989e12, 3.35e12),
-    "B200": Peak(2250e12, 8.0e12),
-    "A100": Peak(312e12, 2.04e12),
-    "L4": Peak(121e12, 0.30e12),
-    "TPU v4": Peak(275e12, 1.23e12),
-    "TPU v5 lite": Peak(197e12, 0.82e12),
-    "TPU v5": Peak(459e12, 2.77e12),
-    "TPU v6 lite": Peak(918e12, 1.64e12),
-    "TPU7x": Peak(2307e12, 7.38e12),
-}
-
-
-def peak_of(device_kind: str) -> Peak | None:
-    """The peak of an accelerator, None where it is not in the table."""
-    return next((peak for name, peak in PEAKS.items() if name in device_kind), None)
 
 
 def describe(threads: int, device_kind: str | None = None) -> str:

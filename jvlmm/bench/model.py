@@ -8,11 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jvlmm.bench.hardware import describe, peak_of
+from jvlmm.bench.hardware import describe
 from jvlmm.bench.process import BenchError, WorkerProcess
 from jvlmm.bench.worker import MEASURES
 from jvlmm.bench.workload import Workload, make_arrays
 from jvlmm.models.presets import PRESETS
+from jvlmm.sharding.accelerators import accelerator_of
 
 SIDES = ("jvlmm", "transformers")
 _LOSS_TOLERANCE = 1e-3  # relative; losses of the first step with the same weights
@@ -112,13 +113,13 @@ def _raw(seconds, peaks):
 
 def _shares(facts, seconds, workload):
     """MFU of the train step and the share of memory bandwidth while decoding; nothing on a CPU."""
-    peak = peak_of(facts["device_kind"])
+    peak = accelerator_of(facts["device_kind"])
     if facts["platform"] == "cpu" or peak is None:
         return []
     per_token = median(seconds["decode"]) / (workload.new_tokens - 1)
     return [
         _measure("train_mfu", facts["train_flops"] / median(seconds["train"]) / peak.bfloat16_flops, "share"),
-        _measure("decode_bandwidth", facts["decode_bytes"] / per_token / peak.bytes_per_second, "share"),
+        _measure("decode_bandwidth", facts["decode_bytes"] / per_token / peak.memory_bytes_per_second, "share"),
     ]
 
 

@@ -24,7 +24,18 @@ def add_parser(verbs: Any) -> None:
     add_overrides(parser, "options of the stage, such as vision.frames.fps=1 batch_size=16 sampling.max_tokens=512")
 
 
-def run(args: argparse.Namespace) -> Result:
+def run(args: argparse.Namespace) -> Result | None:
+    import os
+
+    from jvlmm.sharding.hosts import from_first, joined, process_index
+
+    with joined(os.environ):
+        result = from_first("evaluation", lambda: evaluate(args))
+        return result if process_index() == 0 else None
+
+
+def evaluate(args: argparse.Namespace) -> Result:
+    """The figures and where the predictions lie."""
     from pathlib import Path
 
     from jvlmm.cli.pixels import checkpoint_pixels

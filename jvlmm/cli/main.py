@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jvlmm import __version__
-from jvlmm.cli import bench, convert, data, evaluate, generate, run
+from jvlmm.cli import bench, convert, data, evaluate, generate, plan, run
 from jvlmm.errors import JvlmmError
 
-VERBS = (run, evaluate, generate, data, convert, bench)
+VERBS = (run, evaluate, generate, data, convert, plan, bench)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,11 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         result = args.run(args)
+        if result is None:  # this is one of several processes, and the first reports
+            return 0
         if args.json:
             print(json.dumps(result))
         else:
             args.show(result)
         sys.stdout.flush()
+        return args.status(result)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
         return 128 + signal.SIGPIPE
@@ -77,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"jvlmm: error: {describe(error)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def describe(error: Exception) -> str:

@@ -20,10 +20,15 @@ def add_parser(verbs: Any) -> None:
     add_overrides(parser, "values that replace those of the recipe")
 
 
-def run(args: argparse.Namespace) -> Result:
-    from jvlmm.recipes.runner import run_recipe
+def run(args: argparse.Namespace) -> Result | None:
+    import os
 
-    return run_recipe(args.config, args.workdir, tuple(args.overrides))
+    from jvlmm.recipes.runner import run_recipe
+    from jvlmm.sharding.hosts import joined, process_index
+
+    with joined(os.environ):
+        result = run_recipe(args.config, args.workdir, tuple(args.overrides))
+        return result if process_index() == 0 else None
 
 
 def show(result: Result) -> None:

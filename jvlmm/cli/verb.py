@@ -10,7 +10,7 @@ Result = dict[str, Any]  # JSON-ready
 def add_verb(
     verbs: Any,
     name: str,
-    run: Callable[[argparse.Namespace], Result],
+    run: Callable[[argparse.Namespace], Result | None],
     show: Callable[[Result], None],
     summary: str,
     example: str,
@@ -18,7 +18,8 @@ def add_verb(
     """Add one verb to `verbs` (what `add_subparsers` returned) and return its parser for the verb's own arguments.
 
     `run` does the work and returns a JSON-ready result; `show` prints it for a reader, unless `--json` asks for
-    the result itself. Imports of JAX belong inside `run`: help must not wait for them.
+    the result itself. None stands for a result that another process reports. Imports of JAX belong inside `run`:
+    help must not wait for them.
     """
     parser = verbs.add_parser(
         name,
@@ -30,7 +31,7 @@ def add_verb(
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run, show=show)
+    parser.set_defaults(run=run, show=show, status=lambda result: 0)
     return parser
 
 

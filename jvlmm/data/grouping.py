@@ -1,28 +1,43 @@
 """A stream of sequences → batches of one bucket each, as a checkpointable grain iterator."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
 
-from jvlmm.data.batch import Batch, BatchOptions, bucket_key, collate, fits
+from jvlmm.data.arrivals import Arrivals
+from jvlmm.data.batch import Batch, BatchOptions, bucket_key, collate
+from jvlmm.data.packing import Filling
 from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.data.sequence import Sequence
+from jvlmm.data.share import Remote, Share
 from jvlmm.errors import DataError
 from jvlmm.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """A batch, and which examples its rows hold."""
+    """A batch, and which examples its rows hold, in order of rows and of their places there."""
 
     batch: Batch
     ids: tuple[str, ...]
     positions: tuple[int, ...]  # in the stream
 
 
+@dataclass
+class _Waiting:
+    """Sequences that share a bucket, in order of arrival, and the batch they fill."""
+
+    filling: Filling
+    samples: list[tuple[int, Sequence]] = field(default_factory=list)  # with their positions in the stream
+
+    def add(self, position: int, sequence: Sequence) -> None:
+        self.filling.add(sequence)
+        self.samples.append((position, sequence))
+
+
 class GroupedBatches(grain.IterDataset):
-    """Groups a stream by bucket. A batch leaves when its bucket is full; what is left at the end leaves short."""
+    """Groups a stream by bucket. A batch leaves when it is complete; what is left at the end leaves short."""
 
     def __init__(
         self,
@@ -32,48 +47,55 @@ class GroupedBatches(grain.IterDataset):
         config: ModelConfig,
         rejections: Rejections,
         patience: int,
+        share: Share | None = None,
     ):
         """`stream`: random access to Sequence or Rejected. `patience`: DataError after so many rejected in a row."""
-        super().__init__(stream.to_iter_dataset(read))
-        self._arguments = (stream, options, config, rejections, patience)
+        super().__init__()
+        self._stream, self._read, self._patience, self._share = stream, read, patience, share
+        self._options, self._config, self._rejections = options, config, rejections
 
     def __iter__(self) -> "GroupedBatchesIterator":
-        return GroupedBatchesIterator(iter(self._parent), *self._arguments)
+        a_round = max(1, self._options.batch_size // len(self._share.parts)) if self._share else 1
+        arrivals = Arrivals(self._stream, self._read, self._config, self._rejections, self._share, a_round)
+        return GroupedBatchesIterator(
+            arrivals, self._options, self._config, self._rejections, self._patience, self._share
+        )
 
     def __str__(self) -> str:
         return "GroupedBatches"
 
 
 class GroupedBatchesIterator(grain.DatasetIterator):
-    """Its state is the number of examples read and the stream positions of those still waiting for a full bucket.
+    """Its state is the number of examples read and the stream positions of those still waiting for a complete batch.
 
     Waiting examples are read again on restoring, so the state stays small and JSON-able, and the batches
-    that follow are the same ones.
+    that follow are the same ones. With several processes it is the same in each, and restores in any number of them.
     """
 
     def __init__(
         self,
-        parent: grain.DatasetIterator,
-        stream: grain.MapDataset,
+        arrivals: Arrivals,
         options: BatchOptions,
         config: ModelConfig,
         rejections: Rejections,
         patience: int,
+        share: Share | None,
     ):
-        super().__init__(parent)
-        self._stream = stream
+        super().__init__()
+        self._arrivals = arrivals
+        self._share = share
         self._options = options
         self._config = config
         self._rejections = rejections
         self._patience = patience
         self._rejected_in_a_row = 0
         self._next_position = 0
-        self._waiting: dict[Any, list[tuple[int, Sequence]]] = {}  # bucket → rows, in order of arrival
+        self._waiting: dict[Any, _Waiting] = {}  # by bucket
 
     def __next__(self) -> Grouped:
         while True:
             try:
-                item = next(self._parent)
+                item = next(self._arrivals)
             except StopIteration:
                 if not self._waiting:
                     raise
@@ -81,9 +103,9 @@ class GroupedBatchesIterator(grain.DatasetIterator):
             position = self._next_position
             self._next_position += 1
             if self._admit(item):
-                full = self._add(position, item)
-                if full is not None:
-                    return full
+                key = self._add(position, item)
+                if self._waiting[key].filling.complete:
+                    return self._batch(key)
 
     def _admit(self, item: Sequence | Rejected) -> bool:
         if isinstance(item, Sequence):
@@ -98,40 +120,60 @@ class GroupedBatchesIterator(grain.DatasetIterator):
             )
         return False
 
-    def _add(self, position: int, sequence: Sequence) -> Grouped | None:
-        """File a sequence; the batch that leaves because of it, if one does."""
+    def _add(self, position: int, sequence: Sequence) -> Any:
+        """File a sequence under its bucket, which is returned."""
         key = bucket_key(sequence, self._options)
-        rows = self._waiting.setdefault(key, [])
-        if not fits([row for _, row in rows], sequence, self._options):
-            leaving = self._batch(key)
-            self._waiting[key] = [(position, sequence)]
-            return leaving
-        rows.append((position, sequence))
-        return self._batch(key) if len(rows) == self._options.batch_size else None
+        if key not in self._waiting:
+            self._waiting[key] = _Waiting(Filling(self._options))
+        self._waiting[key].add(position, sequence)
+        return key
 
     def _batch(self, key: Any) -> Grouped:
-        positions, sequences = zip(*self._waiting.pop(key), strict=True)
-        batch = collate(sequences, self._options, self._config)
+        """The batch of a bucket; what found no room in it waits on, ahead of what is still to come."""
+        leaving = self._waiting.pop(key)
+        placed = []
+        for row, sample in zip(leaving.filling.rows, leaving.samples, strict=True):
+            if row is None:
+                self._add(*sample)
+            else:
+                placed.append((row, *sample))
+        placed.sort(key=lambda of: of[0])
+        if self._share:
+            placed = self._own(placed)
+        rows, positions, sequences = zip(*placed, strict=True)
+        batch = collate(sequences, self._options, self._config, rows)
         return Grouped(batch, tuple(s.id for s in sequences), positions)
+
+    def _own(self, placed: list[tuple[int, int, Sequence]]) -> list[tuple[int, int, Sequence]]:
+        """(row, position, sequence) of a batch, those of this process really there."""
+        if not self._options.pack:
+            arranged = self._share.arrange([(position, sequence) for _, position, sequence in placed], self._options)
+            placed = [(row, *sample) for row, sample in enumerate(arranged)]
+        held = set(self._options.held_rows)
+        return [
+            (row, position, self._arrivals.read(position, item) if row in held and isinstance(item, Remote) else item)
+            for row, position, item in placed
+        ]
 
     def get_state(self) -> dict[str, Any]:
         return {
-            "read": self._parent.get_state(),
             "next_position": self._next_position,
-            "waiting": [[position for position, _ in rows] for rows in self._waiting.values()],
+            "waiting": [[position for position, _ in waiting.samples] for waiting in self._waiting.values()],
             "rejected_in_a_row": self._rejected_in_a_row,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._parent.set_state(state["read"])
         self._next_position = state["next_position"]
         self._rejected_in_a_row = state["rejected_in_a_row"]
         self._waiting = {}
-        for positions in state["waiting"]:
-            for position in positions:
-                item = self._stream[position]
-                if self._admit(item):
-                    self._waiting.setdefault(bucket_key(item, self._options), []).append((position, item))
+        waiting = [position for positions in state["waiting"] for position in positions]
+        for position, item in zip(waiting, self._arrivals.restore(self._next_position, waiting), strict=True):
+            if self._admit(item):
+                self._add(position, item)
+
+    def close(self) -> None:
+        super().close()
+        self._arrivals.close()
 
     def __str__(self) -> str:
         return "GroupedBatchesIterator"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,25 @@ from jvlmm.data.grouping import GroupedBatches
 from jvlmm.data.processor import Processor
 from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.data.sequence import Sequence
+from jvlmm.data.share import Share
 from jvlmm.errors import ConfigError, DataError, VideoError
 from jvlmm.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Host-side parallelism, and the share of a process among several."""
+    """Host-side parallelism, of each process."""
 
     num_threads: int = 2  # that process examples; decoding happens in the decoder's processes
     read_ahead: int = 16  # examples processed before they are needed
     prefetch: int = 2  # batches collated before they are needed
     shuffle: bool = True
-    process_index: int = 0
-    process_count: int = 1
 
     def __post_init__(self) -> None:
         if self.num_threads < 1 or self.read_ahead < 1 or self.prefetch < 0:
             raise ConfigError(
                 f"pipeline.num_threads={self.num_threads}, read_ahead={self.read_ahead}, prefetch={self.prefetch}: "
                 "need num_threads >= 1, read_ahead >= 1, prefetch >= 0"
-            )
-        if not 0 <= self.process_index < self.process_count:
-            raise ConfigError(
-                f"pipeline.process_index={self.process_index} must lie in [0, process_count={self.process_count})"
             )
 
 
@@ -47,8 +42,15 @@ DEFAULT_PIPELINE = PipelineOptions()
 class Loader:
     """Iterator of (Batch, ids of its examples). Close it, or use it as a context manager, to stop its threads."""
 
-    def __init__(self, batches: grain.DatasetIterator, rejections: Rejections, fingerprint: dict[str, Any]):
+    def __init__(
+        self,
+        batches: grain.DatasetIterator,
+        rejections: Rejections,
+        fingerprint: dict[str, Any],
+        share: Share | None = None,
+    ):
         self.rejections = rejections
+        self._share = share
         self._open: grain.DatasetIterator | None = batches
         self._fingerprint = fingerprint
 
@@ -77,13 +79,20 @@ class Loader:
                     f"the saved position is for {name}={state['data'].get(name)}, the data now has {name}={value}; "
                     "restore the data and seed of that run, or start a new run directory"
                 )
+        self._interrupt()
         self._batches.set_state(state["batches"])
 
     def close(self) -> None:
         """Stop the background threads."""
+        self._interrupt()
         if self._open is not None:
             self._open.close()
         self._open = None  # left to the interpreter's end, grain's iterator complains on stderr
+
+    def _interrupt(self) -> None:
+        """Let no thread wait for other processes, which may have ended theirs already."""
+        if self._share:
+            self._share.exchange.interrupt()
 
     def __enter__(self) -> "Loader":
         return self
@@ -100,32 +109,31 @@ def make_loader(
     epochs: int | None = None,
     rejected_path: str | Path | None = None,
     pipeline: PipelineOptions = DEFAULT_PIPELINE,
+    share: Share | None = None,
 ) -> Loader:
     """Training batches over `epochs` (None: without end), another order in each, the same for the same seed.
 
     Buckets fill across epochs; what is left at the very end comes as short batches, so that no example
     is lost. An example the processor refuses is left out, counted once, and listed in `rejected_path`.
-    With several processes each reads its own share; their batches must agree in shape, so exactly one
-    length bucket and one patch bucket are allowed then (ConfigError).
+    With several processes, each has a `share`: all go through the same batches in step, equal in shape, with the
+    same examples as one process alone, and each gets the rows that its devices hold.
 
     Raises DataError for an empty dataset, and while iterating when a whole epoch holds no usable example.
     """
     if not len(examples):
         raise DataError("the dataset holds no examples; check its path and split")
-    if pipeline.process_count > 1 and not (len(options.length_buckets) == len(options.patch_buckets) == 1):
-        raise ConfigError(
-            f"batch.length_buckets={options.length_buckets}, batch.patch_buckets={options.patch_buckets}: "
-            f"{pipeline.process_count} processes need one bucket of each, so that their batches agree in shape"
-        )
     stream = grain.MapDataset.source(examples)
     if pipeline.shuffle:
         stream = stream.shuffle(seed=seed)
     stream = stream.repeat(epochs)
-    stream = stream[pipeline.process_index :: pipeline.process_count]
+    if share:
+        options = replace(options, held=share.parts[share.mine])
     rejections = Rejections(rejected_path)
-    batches = _grouped(stream, processor.training, options, processor.config, rejections, pipeline, len(examples))
-    fingerprint = {"examples": len(examples), "seed": seed, "process_count": pipeline.process_count}
-    return Loader(iter(batches), rejections, fingerprint)
+    batches = _grouped(
+        stream, processor.training, options, processor.config, rejections, pipeline, len(examples), share
+    )
+    fingerprint = {"examples": len(examples), "seed": seed}
+    return Loader(iter(batches), rejections, fingerprint, share)
 
 
 def eval_batches(
@@ -139,7 +147,10 @@ def eval_batches(
     """Every example once, as (Batch, indices into `examples` of its rows); the last of a bucket comes short.
 
     `process` is `Processor.prompt` or `Processor.training`. Examples it refuses are found in `rejections`.
+    Raises ConfigError for packed batches, whose rows are not those of single examples.
     """
+    if options.pack:
+        raise ConfigError("batch.pack=True is for training; evaluation and generation need a row for each example")
     if not len(examples):
         return
     stream = grain.MapDataset.source(examples)
@@ -159,6 +170,7 @@ def _grouped(
     rejections: Rejections,
     pipeline: PipelineOptions,
     patience: int,
+    share: Share | None = None,
 ) -> grain.IterDataset:
     """Grain's threads keep the order of the stream; batches are collated in one more thread after them."""
 
@@ -171,5 +183,5 @@ def _grouped(
         return sequence
 
     read = grain.ReadOptions(num_threads=pipeline.num_threads, prefetch_buffer_size=pipeline.read_ahead)
-    batches = GroupedBatches(stream.map(attempt), read, options, config, rejections, patience)
+    batches = GroupedBatches(stream.map(attempt), read, options, config, rejections, patience, share)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=pipeline.prefetch)

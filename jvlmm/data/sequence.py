@@ -30,3 +30,8 @@ class Sequence:
     @property
     def num_patches(self) -> int:
         return sum(len(p.pixels) for p in self.patches)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int, int], ...]:
+        """(t, h, w) of each medium, in patches."""
+        return tuple(p.grid for p in self.patches)

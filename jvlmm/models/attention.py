@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from jvlmm.models import splash
+from jvlmm.models.config import ModelConfig
+
 _MASKED = -1e30
 _LOWEST_PEAK = -1e20  # so that a row which may attend to nothing weighs every key exp(-1e30 + 1e20) = 0
 _DENSE_SCORES = 2048 * 2048  # larger score matrices per head are computed in tiles of queries
@@ -17,6 +20,7 @@ def attend(
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
     causal: bool = False,
+    config: ModelConfig | None = None,
 ) -> jax.Array:
     """Softmax attention with grouped key/value heads, which are never repeated in memory.
 
@@ -33,6 +37,8 @@ def attend(
     Returns:
         [B, L, H, head_dim] of value's dtype; scores and softmax are float32.
     """
+    if config is not None and config.attention == "splash" and splash.fits(query, key):
+        return splash.attend(query, key, value, query_segments, key_segments, causal, config.rules)
     if not causal:
         return _attend_rows(query, key, value, query_segments, key_segments, None)
     length = query.shape[2]

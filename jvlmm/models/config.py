@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jvlmm.sharding.rules import ShardingRules
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -72,7 +74,8 @@ class ModelConfig:
     `scan_layers` stores each block's parameters stacked over layers and scans over them, which keeps
     compilation short on TPU and GPU; on CPU the scan copies weights, so layers are unrolled there.
     `flatten_tokens` multiplies [tokens, D] by each kernel instead of [B, L, D]: faster gradients on CPU, but a
-    length axis split over devices would have to be gathered.
+    length axis split over devices would have to be gathered. `rules` say how activations lie on a mesh; None leaves
+    that to the compiler.
     """
 
     vision: VisionConfig = VisionConfig()
@@ -83,3 +86,6 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
+    mlp_tile: int | None = None  # tokens of a row whose hidden units the decoder's MLP keeps at a time; None: all
+    attention: Literal["xla", "splash"] = "xla"
+    rules: ShardingRules | None = None

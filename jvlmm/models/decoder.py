@@ -9,6 +9,7 @@ from jvlmm.models.attention import attend
 from jvlmm.models.cache import KVCache, LayerCache, cache_from_prompt
 from jvlmm.models.config import ModelConfig, TextConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rematerialise, rotate
+from jvlmm.sharding.rules import constrain, split_count
 
 
 def _residual_variance(text: TextConfig) -> float:
@@ -60,7 +61,7 @@ class Attention(nn.Module):
         key = rotate(self.k_proj(x).swapaxes(1, 2), cos, sin)
         value = self.v_proj(x).swapaxes(1, 2)
         if cache is None:
-            mixed = attend(query, key, value, *segments, causal=True)
+            mixed = attend(query, key, value, *segments, causal=True, config=self.config)
             return self.o_proj(mixed), (key, value)
         cache = cache.write(key, value)
         return self.o_proj(attend(query, *cache.read(), *segments)), cache
@@ -84,8 +85,31 @@ class DecoderLayer(nn.Module):
     def __call__(self, x, rope, segments, cache=None):
         """As `Attention`."""
         mixed, kept = self.self_attn(self.input_layernorm(x), rope, segments, cache)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), kept
+        x = self._place(x + mixed)
+        return self._place(x + self._fed(x)), kept
+
+    def _fed(self, x):
+        """The MLP's share of the output; in training only `mlp_tile` tokens of a row have hidden units at a time."""
+        tiles = self._num_tiles(x.shape[1])
+        if tiles == 1:
+            return _normed_mlp(self, x)
+        fed = nn.remat(_normed_mlp)
+        return jnp.concatenate([fed(self, tile) for tile in jnp.split(x, tiles, axis=1)], axis=1)
+
+    def _num_tiles(self, length: int) -> int:
+        tile, rules = self.config.mlp_tile, self.config.rules
+        if tile is None or length % tile:
+            return 1
+        mesh = jax.sharding.get_abstract_mesh()
+        is_split = rules is not None and not mesh.empty and split_count(mesh, rules.length) > 1
+        return 1 if is_split else length // tile
+
+    def _place(self, x):
+        return constrain(x, self.config.rules, ("batch", "length", None))
+
+
+def _normed_mlp(layer: DecoderLayer, x: jax.Array) -> jax.Array:
+    return layer.mlp(layer.post_attention_layernorm(x))
 
 
 class Embedding(nn.Module):
@@ -129,8 +153,10 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         if features is None:
             return x
-        rows = jnp.take(features, jnp.maximum(visual_index, 0), axis=0).astype(x.dtype)
-        return jnp.where((visual_index >= 0)[..., None], rows, x)
+        blocks = features.reshape(-1, *features.shape[-2:])
+        index = jnp.maximum(visual_index, 0).reshape(len(blocks), -1, visual_index.shape[1])
+        rows = jax.vmap(lambda block, index: jnp.take(block, index, axis=0))(blocks, index)
+        return jnp.where((visual_index >= 0)[..., None], rows.reshape(x.shape).astype(x.dtype), x)
 
     def __call__(self, x, positions, segment_ids, keep: bool = False):
         """x [B, L, D] -> (hidden [B, L, D], (keys, values) of every layer, or None without `keep`)."""

@@ -10,7 +10,7 @@ def for_training(config: ModelConfig, platform: str, remat: Literal["none", "dot
     """`config` with float32 parameters; `platform` as `jax.default_backend()` names it.
 
     On CPU layers are unrolled and everything is float32, as bfloat16 products are emulated there; elsewhere layers
-    are scanned and products run in bfloat16.
+    are scanned and products run in bfloat16. Attention is the splash kernel on TPU.
     """
     on_cpu = platform == "cpu"
     return replace(
@@ -20,6 +20,8 @@ def for_training(config: ModelConfig, platform: str, remat: Literal["none", "dot
         dtype="float32" if on_cpu else "bfloat16",
         param_dtype="float32",
         remat=remat,
+        mlp_tile=2048 if remat == "full" and not on_cpu else None,
+        attention="splash" if platform == "tpu" else "xla",
     )
 
 

@@ -21,7 +21,7 @@ def linear(
     variance: float = 1.0,
     name: str | None = None,
 ):
-    """A Linen projection whose kernel is [*inputs, *features], with the logical axis `names` of that kernel.
+    """A `Projection` whose kernel is [*inputs, *features], with the logical axis `names` of that kernel.
 
     Args:
         features: an int, or several to project onto (heads, head_dim).
@@ -30,7 +30,7 @@ def linear(
     """
     init = nn.initializers.variance_scaling(variance, "fan_in", "normal")
     inputs = 1 if isinstance(axis, int) else len(axis)
-    return nn.DenseGeneral(
+    return Projection(
         features,
         axis=axis,
         name=name,
@@ -41,6 +41,25 @@ def linear(
         kernel_init=nn.with_logical_partitioning(init, names),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, names[inputs:]),
     )
+
+
+class Projection(nn.DenseGeneral):
+    """x · kernel + bias; where its parameters hold an adapter, also x · lora_a · lora_b (Hu et al., arXiv:2106.09685).
+
+    `lora_a` is [*inputs, rank] and `lora_b` [rank, *features]. Neither is made by `init`: see `training.lora`.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., *inputs] to [..., *features]."""
+        outputs = super().__call__(x)
+        if not self.has_variable("params", "lora_a"):
+            return outputs
+        down, up = (self.get_variable("params", name).astype(outputs.dtype) for name in ("lora_a", "lora_b"))
+        inputs = down.ndim - 1
+        axes = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
+        low = self.dot_general(x.astype(outputs.dtype), down, (axes, ((), ())))
+        return outputs + self.dot_general(low, up, (((low.ndim - 1,), (0,)), ((), ())))
 
 
 def flat_product(x: jax.Array, kernel: jax.Array, dimension_numbers, precision=None, preferred_element_type=None):

@@ -1,7 +1,15 @@
 """Log-probabilities of target tokens without ever holding the logits of all tokens."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jvlmm.sharding.rules import ShardingRules, fitting_spec, mesh_axes, partition_spec
+
+_WORDS = 2**15  # of the vocabulary whose logits exist at one time
+_LOWEST = -1e30
 
 
 def project(hidden: jax.Array, head: jax.Array) -> jax.Array:
@@ -17,76 +25,145 @@ def target_log_probs(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> 
 
 
 def tiled_log_probs(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, tile: int, mask: jax.Array | None = None
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    tile: int,
+    mask: jax.Array | None = None,
+    rules: ShardingRules | None = None,
 ) -> jax.Array:
-    """`target_log_probs` in tiles of tokens, forward and backward.
+    """`target_log_probs` in tiles of tokens and of words, forward and backward.
 
-    Tiles run along the length, so that a batch axis sharded over devices stays sharded inside each tile. The
-    backward pass computes a tile's logits again. A tile in which nothing is wanted costs nothing.
+    The backward pass computes a tile's logits again. A tile in which nothing is wanted costs nothing. On a mesh every
+    device reads its own tokens; a tile of the head is gathered for it, and its gradient scattered again.
 
     Args:
         hidden: [B, L, D].
         head: [V, D].
         targets: int32 [B, L], each in [0, V).
-        tile: tokens of the batch whose logits exist at one time; at least one position of every row.
+        tile: tokens of a device whose logits exist at one time; at least one position of every row.
         mask: bool [B, L], the tokens that are wanted; None wants all.
+        rules: how rows, lengths and the head lie on the mesh in use.
 
     Returns:
-        float32 [B, L]; what is not wanted may be 0 and has no gradient.
+        float32 [B, L]; what is not wanted is 0 and has no gradient.
     """
-    batch, length = targets.shape
+    mask = jnp.ones(targets.shape, bool) if mask is None else mask
+    mesh = jax.sharding.get_abstract_mesh()
+    if rules is None or mesh.empty:
+        return _tiled(hidden, head, targets, mask, tile, ())
+    of_tokens = fitting_spec(mesh, rules, ("batch", "length"), targets.shape)
+    of_head = PartitionSpec(None, *partition_spec(rules, ("embed",)))  # how words are split is left to the compiler
+    local = partial(_tiled, tile=tile, gathered=mesh_axes(of_head))
+    manual = {*mesh_axes(of_tokens), *mesh_axes(of_head)}
+    if not manual:
+        return local(hidden, head, targets, mask)
+    specs = (of_tokens, of_head, of_tokens, of_tokens)
+    run = jax.shard_map(local, in_specs=specs, out_specs=of_tokens, axis_names=manual, check_vma=False)
+    return run(hidden, head, targets, mask)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _tiled(hidden, head, targets, mask, tile, gathered):
+    """One device's part. `gathered` are the mesh axes that split the width of its `head`."""
+    return _tiled_forward(hidden, head, targets, mask, tile, gathered)[0]
+
+
+def _tiled_forward(hidden, head, targets, mask, tile, gathered):
+    """The normaliser of each token is updated word tile by word tile (online softmax, Milakov and Gimelshein 2018)."""
+    split, joined = _tiling(targets.shape, tile)
+    tiles = split(hidden), split(targets), split(mask)
+    words = _word_tiles(head)
+
+    def over_words(state, index):
+        rows = _gather(words[:, index], gathered, hidden.dtype)
+
+        def one(arguments):
+            (hidden, targets, mask), state = arguments
+            update = lambda state: _update(state, hidden, rows, targets, index, words.shape[1])  # noqa: E731
+            return jax.lax.cond(jnp.any(mask), update, lambda state: state, state)
+
+        return jax.lax.map(one, (tiles, state)), None
+
+    zeros = jnp.zeros(tiles[1].shape, jnp.float32)
+    start = (zeros + _LOWEST, zeros, zeros)
+    (peak, total, chosen), _ = jax.lax.scan(over_words, start, jnp.arange(words.shape[1]))
+    normaliser = jnp.where(tiles[2], peak + jnp.log(jnp.maximum(total, 1e-30)), 0.0)
+    log_probs = joined(jnp.where(tiles[2], chosen - normaliser, 0.0))
+    return log_probs, (hidden, head, targets, mask, joined(normaliser))
+
+
+def _update(state, hidden, rows, targets, index, tiles):
+    """(peak, sum of exponentials, target's logit) of each token after one more of so many tiles of words."""
+    peak, total, chosen = state
+    logits = project(hidden, rows)
+    new_peak = jnp.maximum(peak, logits.max(axis=-1))
+    total = total * jnp.exp(peak - new_peak) + jnp.exp(logits - new_peak[..., None]).sum(axis=-1)
+    found = jnp.take_along_axis(logits, (targets // tiles)[..., None], axis=-1)[..., 0]
+    return new_peak, total, jnp.where(targets % tiles == index, found, chosen)
+
+
+def _tiled_backward(tile, gathered, residuals, gradient):
+    """d log p(target) / d logits = [v = target] - p(v)."""
+    hidden, head, targets, mask, normaliser = residuals
+    split, joined = _tiling(targets.shape, tile)
+    tiles = split(hidden), split(targets), split(mask), split(normaliser), split(gradient)
+    words = _word_tiles(head)
+
+    def over_words(of_hidden, index):
+        rows = _gather(words[:, index], gathered, hidden.dtype)
+
+        def one(of_rows, arguments):
+            (hidden, targets, mask, normaliser, gradient), of_hidden = arguments
+
+            def wanted(of_rows, of_hidden):
+                probabilities = jnp.exp(project(hidden, rows) - normaliser[..., None])
+                chosen = (targets - index)[..., None] == words.shape[1] * jnp.arange(len(rows))
+                of_logits = jnp.where(mask, gradient, 0.0)[..., None] * (chosen - probabilities)
+                of_logits = of_logits.astype(hidden.dtype)
+                of_rows += jnp.einsum("bsv,bsd->vd", of_logits, hidden, preferred_element_type=jnp.float32)
+                of_hidden += jnp.einsum("bsv,vd->bsd", of_logits, rows, preferred_element_type=jnp.float32)
+                return of_rows, of_hidden
+
+            return jax.lax.cond(jnp.any(mask), wanted, lambda *kept: kept, of_rows, of_hidden)
+
+        of_rows, of_hidden = jax.lax.scan(one, jnp.zeros(rows.shape, jnp.float32), (tiles, of_hidden))
+        if gathered:
+            of_rows = jax.lax.psum_scatter(of_rows, gathered, scatter_dimension=1, tiled=True)
+        return of_hidden, of_rows
+
+    start = jnp.zeros(tiles[0].shape, jnp.float32)
+    of_hidden, of_words = jax.lax.scan(over_words, start, jnp.arange(words.shape[1]))
+    of_head = of_words.swapaxes(0, 1).reshape(head.shape).astype(head.dtype)
+    return joined(of_hidden).astype(hidden.dtype), of_head, None, None
+
+
+_tiled.defvjp(_tiled_forward, _tiled_backward)
+
+
+def _tiling(shape, tile):
+    """Functions from [B, L, ...] to tiles [tiles, B, span, ...] of about `tile` tokens, and back."""
+    batch, length = shape
     tiles = -(-length // max(1, min(length, tile // batch)))
     span = -(-length // tiles)  # as even as can be: the last tile is padded to it
-    mask = jnp.ones(targets.shape, bool) if mask is None else mask
 
     def split(x):
         widths = [(0, 0), (0, tiles * span - length)] + [(0, 0)] * (x.ndim - 2)
         return jnp.pad(x, widths).reshape(batch, tiles, span, *x.shape[2:]).swapaxes(0, 1)
 
-    log_probs = _over_tiles(split(hidden), head, split(targets), split(mask))  # [tiles, B, span]
-    return log_probs.swapaxes(0, 1).reshape(batch, tiles * span)[:, :length]
+    def joined(x):
+        return x.swapaxes(0, 1).reshape(batch, tiles * span, *x.shape[3:])[:, :length]
+
+    return split, joined
 
 
-@jax.custom_vjp
-def _over_tiles(hidden, head, targets, mask):
-    """float32 [tiles, B, span] of hidden [tiles, B, span, D]; 0 in tiles without a wanted token."""
-
-    def one(tile):
-        hidden, targets, mask = tile
-        return jax.lax.cond(
-            jnp.any(mask),
-            lambda: jnp.where(mask, target_log_probs(hidden, head, targets), 0.0),
-            lambda: jnp.zeros(targets.shape, jnp.float32),
-        )
-
-    return jax.lax.map(one, (hidden, targets, mask))
+def _word_tiles(head):
+    """[V / n, n, D]: tile i is every n-th word from i on, so that each device's share of the words is in all tiles."""
+    vocab = len(head)
+    tiles = next(n for n in range(-(-vocab // _WORDS), vocab + 1) if vocab % n == 0)
+    return head.reshape(vocab // tiles, tiles, head.shape[1])
 
 
-def _over_tiles_forward(hidden, head, targets, mask):
-    return _over_tiles(hidden, head, targets, mask), (hidden, head, targets, mask)
-
-
-def _over_tiles_backward(residuals, gradient):
-    """d log p(target) / d logits = [v = target] - p(v). The head's gradient adds up in one buffer."""
-    hidden, head, targets, mask = residuals
-
-    def one(head_gradient, tile):
-        hidden, targets, mask, gradient = tile
-
-        def wanted(head_gradient):
-            probabilities = jax.nn.softmax(project(hidden, head), axis=-1)
-            chosen = jnp.arange(len(head)) == targets[..., None]
-            of_logits = jnp.where(mask, gradient, 0.0)[..., None] * (chosen - probabilities)
-            of_logits = of_logits.astype(hidden.dtype)
-            of_head = jnp.einsum("bsv,bsd->vd", of_logits, hidden, preferred_element_type=jnp.float32)
-            of_hidden = jnp.einsum("bsv,vd->bsd", of_logits, head.astype(hidden.dtype))
-            return head_gradient + of_head, of_hidden
-
-        return jax.lax.cond(jnp.any(mask), wanted, lambda kept: (kept, jnp.zeros_like(hidden)), head_gradient)
-
-    start = jnp.zeros(head.shape, jnp.float32)
-    of_head, of_hidden = jax.lax.scan(one, start, (hidden, targets, mask, gradient))
-    return of_hidden, of_head.astype(head.dtype), None, None
-
-
-_over_tiles.defvjp(_over_tiles_forward, _over_tiles_backward)
+def _gather(rows, gathered, dtype):
+    rows = rows.astype(dtype)
+    return jax.lax.all_gather(rows, gathered, axis=1, tiled=True) if gathered else rows

@@ -93,3 +93,6 @@ PRESETS: dict[str, ModelConfig] = {
     "32b": _released(5120, 64, 40, 8, 27648, vision_intermediate_size=3456),
     "72b": _released(8192, 80, 64, 8, 29568, vision_intermediate_size=3456),
 }
+
+# Folder names of the released checkpoints.
+RELEASED = {f"Qwen2.5-VL-{size.upper()}-Instruct": size for size in ("3b", "7b", "32b", "72b")}

@@ -30,6 +30,7 @@ and merger; "layers" for the stacked axis.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -43,6 +44,7 @@ from jvlmm.models.decoder import Decoder
 from jvlmm.models.log_probs import project, tiled_log_probs
 from jvlmm.models.vision import PatchMerger, VisionTower
 from jvlmm.models.vision_inputs import VisionInputs, build_vision_inputs
+from jvlmm.sharding.rules import constrain
 
 Params = Mapping[str, Any]
 _STACKS = (("vision", "blocks"), ("decoder", "layers"))
@@ -111,8 +113,16 @@ def _is_box(leaf) -> bool:
 
 
 def encode_vision(params: Params, config: ModelConfig, vision: VisionInputs) -> jax.Array:
-    """Features [M, D] of the merged tokens, in window order; M = N / merge²."""
-    return _apply(params, config, "encode_vision", vision)
+    """Features [M, D] of the merged tokens, in window order, M = N / merge².
+
+    Of inputs in shards [S / parts, parts * M, D]: a block for each group of rows.
+    """
+    encode = partial(_apply, params, config, "encode_vision")
+    if vision.pixels.ndim == 2:
+        return encode(vision)
+    features = jax.vmap(encode, spmd_axis_name=config.rules.media if config.rules else None)(vision)
+    features = features.reshape(len(features) // vision.parts, -1, features.shape[-1])
+    return constrain(features, config.rules, ("batch", None, None))
 
 
 def forward(
@@ -131,7 +141,8 @@ def forward(
         positions: int32 [B, 3, L]: time, height and width of M-RoPE.
         segment_ids: int32 [B, L]: tokens attend to earlier tokens of the same number; 0 is padding.
         visual_index: int32 [B, L]: row of `features` that replaces the token's embedding, -1 for text.
-        features: [M, D], from `encode_vision`; None for text alone.
+        features: [M, D], from `encode_vision`; None for text alone. Of blocks [G, M, D] the first B / G rows of
+            tokens take from the first, and so on.
 
     Returns:
         [B, L, D] of the compute dtype; rows of padding hold finite values without meaning.
@@ -177,11 +188,12 @@ def token_log_probs(
     tile: int = 512,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D], `tile` tokens at a time.
+    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D].
 
+    A device holds the logits of `tile` of its tokens at a time.
     Tiles without a token of `mask` bool [B, L] are skipped; what the mask excludes may be 0 and has no gradient.
     """
-    return tiled_log_probs(hidden.astype(config.dtype), output_head(params), targets, tile, mask)
+    return tiled_log_probs(hidden.astype(config.dtype), output_head(params), targets, tile, mask, config.rules)
 
 
 def output_head(params: Params) -> jax.Array:

@@ -11,6 +11,7 @@ from jvlmm.models.attention import attend
 from jvlmm.models.config import ModelConfig, VisionConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rematerialise, rotate
 from jvlmm.models.vision_inputs import Grouping, VisionInputs
+from jvlmm.sharding.rules import constrain
 
 _EPS = 1e-6
 _ROPE_THETA = 10000.0
@@ -116,8 +117,11 @@ class VisionBlock(nn.Module):
     def __call__(self, x, rope, groupings: tuple[Grouping, ...], choice=0):
         """x [N, D] -> [N, D], attending in `groupings[choice]`; `choice` int32 [] may be traced."""
         branches = [partial(attend_in_groups, grouping=grouping) for grouping in groupings]
-        x = x + self.attn(self.norm1(x), rope, partial(jax.lax.switch, choice, branches))
-        return x + self.mlp(self.norm2(x))
+        x = self._place(x + self.attn(self.norm1(x), rope, partial(jax.lax.switch, choice, branches)))
+        return self._place(x + self.mlp(self.norm2(x)))
+
+    def _place(self, x):
+        return constrain(x, self.config.rules, (None, None))
 
 
 class VisionTower(nn.Module):

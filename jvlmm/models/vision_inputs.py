@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, groupby
 
 import flax.struct
@@ -32,12 +33,16 @@ class Grouping:
 
 @flax.struct.dataclass
 class VisionInputs:
-    """All patches of a batch, of any number of images and videos, in window order; N is a multiple of merge²."""
+    """All patches of a batch, of any number of images and videos, in window order; N is a multiple of merge².
+
+    Or of its shards: every array then has a leading axis, and no patch meets one of another shard.
+    """
 
     pixels: jax.Array  # uint8 [N, C * temporal_patch * patch * patch]
     rotary_ids: jax.Array  # int32 [N, 2]: row and column of the patch in its frame
     windows: Grouping  # windows of window_size pixels, smaller at the right and lower edges
     frames: Grouping  # one temporal patch each
+    parts: int = flax.struct.field(pytree_node=False, default=1)  # consecutive shards that belong to the same rows
 
 
 @dataclass(frozen=True)
@@ -76,37 +81,91 @@ def build_vision_inputs(
     Raises:
         ValueError: if the patches outnumber the largest bucket, or do not match their grid.
     """
-    unit = config.spatial_merge_size**2
-    media = [_window_order(grid, config) for grid in grids]
-    for (order, _, _), array, grid in zip(media, pixels, grids, strict=True):
-        if len(array) != len(order) * unit:
-            raise ValueError(f"{len(array)} patches do not fill the grid {tuple(grid)}")
-    windows_of = [sizes for (t, _, _), (_, _, sizes) in zip(grids, media, strict=True) for _ in range(t)]
-    frames_of = [[sum(sizes)] for sizes in windows_of]
-    window_runs, frame_runs = (_runs(groups) if fold else None for groups in (windows_of, frames_of))
-    used = sum(map(sum, frames_of))
-    total = _padded_total(used, [runs for runs in (window_runs, frame_runs) if runs], unit, buckets)
+    (inputs,), (rows,) = _build([pixels], [grids], config, buckets, fold)
+    return inputs, rows
 
+
+def build_vision_shards(
+    pixels: Sequence[Sequence[np.ndarray]],
+    grids: Sequence[Sequence[tuple[int, int, int]]],
+    config: VisionConfig,
+    buckets: VisionBuckets | None = None,
+    fold: bool = False,
+    chosen: Sequence[int] | None = None,
+) -> tuple[VisionInputs, list[list[np.ndarray]]]:
+    """As `build_vision_inputs`, of each shard apart, on a leading axis: no patch meets those of another shard.
+
+    `buckets` are of one shard. Rows of the tower's output count within each shard. The result holds the `chosen`
+    shards (None: all) in a shape that does for every shard; only their pixels are looked at.
+    """
+    inputs, rows = _build(pixels, grids, config, buckets, fold, chosen)
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *inputs), rows
+
+
+def abstract_vision_inputs(patches: int, frame_patches: int, config: VisionConfig) -> VisionInputs:
+    """ShapeDtypeStructs of a full bucket of `patches` in frames of up to `frame_patches`, gathered.
+
+    Frames and windows that are not quite full are taken to be the rule, so that their groups are doubled.
+    """
+
+    def integers(*shape):
+        return jax.ShapeDtypeStruct(shape, np.int32)
+
+    def gathered(size):
+        groups = 2 * -(-patches // size)
+        return Grouping(integers(groups, size), integers(patches), ((size, groups),))
+
+    window = (config.window_size // config.patch_size) ** 2
+    pixels = jax.ShapeDtypeStruct((patches, config.patch_dim), np.uint8)
+    frames = gathered(1 << (frame_patches - 1).bit_length())
+    return VisionInputs(pixels, integers(patches, 2), gathered(window), frames)
+
+
+def _build(pixels, grids, config, buckets, fold, chosen=None):
+    """[VisionInputs] and [rows] of the chosen shards, of equal shapes."""
+    chosen = range(len(grids)) if chosen is None else chosen
+    unit = config.spatial_merge_size**2
+    media = [[_window_order(tuple(grid), config) for grid in of] for of in grids]
+    windows_of = [  # of each shard, for every frame the patches of its windows
+        [sizes for (t, _, _), (_, _, sizes) in zip(*of, strict=True) for _ in range(t)]
+        for of in zip(grids, media, strict=True)
+    ]
+    frames_of = [[[sum(sizes)] for sizes in frames] for frames in windows_of]
+    window_runs, frame_runs = (_runs([*chain(*groups)]) if fold else None for groups in (windows_of, frames_of))
+    used = max(sum(map(sum, frames)) for frames in frames_of)
+    total = _padded_total(used, [runs for runs in (window_runs, frame_runs) if runs], unit, buckets)
+    flat = [_flat(pixels[k], grids[k], media[k], total, unit, config) for k in chosen]
+
+    side = config.window_size // config.patch_size
+    window = side * side if buckets else max(chain(*chain(*windows_of)), default=unit)
+    frame = _frame_size([*chain(*chain(*frames_of))], unit, buckets)
+    windows, frames = (
+        [Grouping(None, None, runs)] * len(flat)
+        if runs
+        else _gathered([[*chain(*of)] for of in groups], total, size, bool(buckets), chosen)
+        for runs, groups, size in ((window_runs, windows_of, window), (frame_runs, frames_of, frame))
+    )
+    inputs = [VisionInputs(*arrays, *of) for (*arrays, _), *of in zip(flat, windows, frames, strict=True)]
+    return inputs, [rows for *_, rows in flat]
+
+
+def _flat(pixels, grids, media, total, unit, config):
+    """(pixels [N, patch_dim], rotary_ids [N, 2], output rows of each medium) of one shard."""
     flat_pixels = np.zeros((total, config.patch_dim), np.uint8)
     rotary_ids = np.zeros((total, 2), np.int32)
     rows, start = [], 0
-    for (order, ids, _), array in zip(media, pixels, strict=True):
+    for grid, (order, ids, _), array in zip(grids, media, pixels, strict=True):
+        if len(array) != len(order) * unit:
+            raise ValueError(f"{len(array)} patches do not fill the grid {tuple(grid)}")
         patches = (order[:, None] * unit + np.arange(unit)).ravel()
         flat_pixels[start : start + len(patches)] = array[patches]
         rotary_ids[start : start + len(patches)] = ids[patches]
         rows.append((np.argsort(order) + start // unit).astype(np.int32))
         start += len(patches)
-
-    side = config.window_size // config.patch_size
-    window = side * side if buckets else max(chain(*windows_of), default=unit)
-    frame = _frame_size([size for (size,) in frames_of], unit, buckets)
-    windows, frames = (
-        Grouping(None, None, runs) if runs else _gathered([*chain(*groups)], total, capacity, bool(buckets))
-        for runs, groups, capacity in ((window_runs, windows_of, window), (frame_runs, frames_of, frame))
-    )
-    return VisionInputs(flat_pixels, rotary_ids, windows, frames), rows
+    return flat_pixels, rotary_ids, rows
 
 
+@lru_cache(maxsize=64)
 def _window_order(grid, config):
     """Order of the merged tokens by window, rotary ids of the patches in raster order, patches per window of a frame.
 
@@ -163,15 +222,18 @@ def _frame_size(frame_sizes, unit, buckets):
     return min(fitting) if fitting else 1 << (largest - 1).bit_length()
 
 
-def _gathered(sizes, total, capacity, bucketed):
-    """Grouping of consecutive groups of `sizes` patches on an axis of `total`, each gathered into `capacity` slots."""
-    sizes = np.asarray(sizes, np.int64)
-    groups = max(len(sizes), 1)
+def _gathered(shards, total, capacity, bucketed, chosen):
+    """For each chosen shard a Grouping of consecutive groups, of the sizes listed, in `capacity` slots each."""
+    groups = max(1, *map(len, shards))
     if bucketed:
         count = -(-total // capacity)
         while count < groups:
             count *= 2
         groups = count
+    return [_gathered_shard(np.asarray(shards[k], np.int64), total, capacity, groups) for k in chosen]
+
+
+def _gathered_shard(sizes, total, capacity, groups):
     starts = np.cumsum(sizes) - sizes
     place = np.arange(sizes.sum()) - np.repeat(starts, sizes)
     slots = np.repeat(np.arange(len(sizes)), sizes) * capacity + place

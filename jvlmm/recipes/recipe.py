@@ -1,20 +1,35 @@
 """What a recipe is: a name, a seed, and stages that run in order over one directory."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import jax
 
 from jvlmm.errors import ConfigError
 
 
 class Stage(Protocol):
-    """A frozen dataclass of options with a unique `name`; `run` does the work and returns a JSON-ready result."""
+    """A frozen dataclass of options with a unique `name`; `run` does the work and returns a JSON-ready result.
+
+    With several processes it runs in the first, and the others wait for its result; in each, where the class says
+    `in_all_processes = True`.
+    """
 
     name: str
 
     def run(self, run: "Run") -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a stage compiles for its devices, for `jvlmm plan`."""
+
+    name: str
+    trace: Callable[[], jax.stages.Traced]
+    model_flops: float  # of one execution, over all devices
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import jax
 from jvlmm import __version__
 from jvlmm.config import apply_overrides, config_diff, to_json
 from jvlmm.errors import ConfigError, JvlmmError
-from jvlmm.recipes.recipe import Recipe, Run, load_recipe
+from jvlmm.recipes.recipe import Recipe, Run, Stage, load_recipe
+from jvlmm.sharding.hosts import from_first
 from jvlmm.training.host_memory import keep_freed_memory_on_cpu
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "numpy", "av")
@@ -28,25 +29,52 @@ def run_recipe(
     Stages already finished in `workdir` are not run again; the one that was interrupted continues from its
     last checkpoint. Returns `{"workdir", "evaluations": {STAGE: result}}`, the contract of `run --json`.
     Raises ConfigError when `workdir` holds a run of another configuration.
+
+    With several processes each runs this, on a directory they share; the first writes to it.
     """
     recipe = apply_overrides(load_recipe(config_path), list(overrides))
     folder = Path(workdir if workdir is not None else recipe.workdir).expanduser().resolve()
-    claim_directory(folder, replace(recipe, workdir=""))
+    agree_on_config(replace(recipe, workdir=""))
+    from_first("directory", lambda: claim_directory(folder, replace(recipe, workdir="")))
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{folder}: process 0 writes to another directory; choose a --workdir that all processes share"
+        )
     keep_freed_memory_on_cpu()
     results: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(recipe.stages, start=1):
-        done = folder / "stages" / f"{stage.name}.json"
-        if done.is_file():
-            results[stage.name] = json.loads(done.read_text())
-            print(f"[{number}/{len(recipe.stages)}] {stage.name}: done before", flush=True)
-            continue
-        print(f"[{number}/{len(recipe.stages)}] {stage.name}", flush=True)
-        start = time.time()
-        result = stage.run(Run(folder, recipe.seed, results))
-        results[stage.name] = {**result, "seconds": round(time.time() - start, 1)}
-        write_atomically(done, json.dumps(results[stage.name], indent=1))
+        results[stage.name] = run_stage(stage, Run(folder, recipe.seed, results), f"[{number}/{len(recipe.stages)}]")
     evaluations = {name: result["evaluation"] for name, result in results.items() if "evaluation" in result}
     return {"workdir": str(folder), "evaluations": evaluations, "stages": results}
+
+
+def run_stage(stage: Stage, run: Run, label: str) -> dict[str, Any]:
+    """The result of a stage, from its file where it was done before; it is there when this returns."""
+    path, first, start = run.workdir / "stages" / f"{stage.name}.json", jax.process_index() == 0, time.time()
+    done = from_first(f"{stage.name} done", lambda: json.loads(path.read_text()) if path.is_file() else None)
+    if first:
+        print(f"{label} {stage.name}" + (": done before" if done else ""), flush=True)
+    if done:
+        return done
+    if getattr(stage, "in_all_processes", False):
+        result = stage.run(run)
+    else:
+        result = from_first(f"{stage.name} result", lambda: stage.run(run))
+    result = {**result, "seconds": round(time.time() - start, 1)}
+    if first:
+        write_atomically(path, json.dumps(result, indent=1))
+    return result
+
+
+def agree_on_config(recipe: Recipe) -> None:
+    """Raise ConfigError in a process that was given another configuration than the first."""
+    config = json.loads(to_json(recipe))
+    of_first = from_first("config", lambda: config)
+    if of_first != config:
+        raise ConfigError(
+            f"process {jax.process_index()} was given another configuration than process 0 "
+            f"({differing_fields(json.dumps(of_first), json.dumps(config))}); start all with the same command"
+        )
 
 
 def claim_directory(folder: Path, recipe: Recipe) -> None:
@@ -81,6 +109,7 @@ def manifest(seed: int) -> dict[str, Any]:
         "jvlmm": __version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "processes": jax.process_count(),
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "seed": seed,

@@ -86,10 +86,18 @@ class VisionOptions:
             cache_bytes=self.cache_bytes,
         )
 
-    def batch(self, batch_size: int, length_buckets: tuple[int, ...]) -> BatchOptions:
-        """The static shapes of batches."""
+    def batch(
+        self, batch_size: int, length_buckets: tuple[int, ...], shards: int = 1, parts: int = 1, pack: bool = False
+    ) -> BatchOptions:
+        """The static shapes of batches on so many devices; see `BatchOptions`."""
         return BatchOptions(
-            batch_size=batch_size, length_buckets=length_buckets, patch_buckets=self.patch_buckets, fold=self.fold
+            batch_size=batch_size,
+            length_buckets=length_buckets,
+            patch_buckets=self.patch_buckets,
+            fold=self.fold,
+            pack=pack,
+            shards=shards,
+            parts=parts,
         )
 
 

@@ -56,6 +56,10 @@ class PretrainTower:
     checkpoint_every: int = 500
 
     def run(self, run: Run) -> dict[str, Any]:
+        if jax.process_count() > 1:
+            raise ConfigError(
+                f"stage {self.name!r} trains on one device; run the recipe with one process until it is done"
+            )
         folder = run.resolve(self.model)
         config = for_training(load_config(folder), jax.default_backend())
         with ExitStack() as stack:

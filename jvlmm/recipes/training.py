@@ -1,42 +1,49 @@
 """The supervised fine-tuning stage: a Hugging Face folder and examples in, a Hugging Face folder out."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
+from jvlmm.data.batch import BatchOptions, abstract_batch
 from jvlmm.data.loader import PipelineOptions, make_loader
 from jvlmm.data.processor import Processor
 from jvlmm.data.prompts import Style
 from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import for_training
-from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
-from jvlmm.models.qwen2_5_vl import abstract_params
-from jvlmm.recipes.recipe import Run
+from jvlmm.models.huggingface import load_config, load_params, save_adapter, save_checkpoint
+from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
 from jvlmm.reporting.writers import MetricsWriter
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
-from jvlmm.sharding.rules import ShardingRules, named_shardings
+from jvlmm.sharding.rules import ShardingRules
 from jvlmm.training.checkpoints import Checkpoints
-from jvlmm.training.flops import model_flops
+from jvlmm.training.flops import model_flops, update_flops
 from jvlmm.training.loop import FitOptions, fit
-from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
-from jvlmm.training.placement import batch_placement, state_shardings
-from jvlmm.training.sft import make_sft_loss
-from jvlmm.training.state import TrainState, create_state
-from jvlmm.training.step import make_train_step
+from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters
+from jvlmm.training.optimizer import OptimizerOptions
+from jvlmm.training.placement import batch_shardings, loader_share, row_shards
+from jvlmm.training.preparation import PreparedTraining, prepare_sft
+from jvlmm.training.state import TrainState
 
 
 @dataclass(frozen=True)
 class SFT:
     """Train on the responses of examples: chains of thought with their answers, bare answers, or captions.
 
-    The result is `models/NAME`, a folder that transformers and every later stage open.
+    The result is `models/NAME`, a folder that transformers and every later stage open. With `lora` only adapters are
+    trained; they are merged into that folder, and lie alone in `adapters/NAME`, in the format of PEFT.
     """
+
+    in_all_processes: ClassVar[bool] = True
 
     name: str = "sft"
     model: str = ""  # a Hugging Face folder, or stage:NAME
@@ -46,8 +53,10 @@ class SFT:
     batch_size: int = 32  # rows a device step
     accumulation: int = 1  # device steps an update
     length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)  # tokens of a row; the last is the limit
+    pack: bool = False  # fill rows up to that limit with several examples each; needs vision.patch_buckets
     vision: VisionOptions = field(default_factory=VisionOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    lora: LoraOptions | None = None  # None trains the parameters themselves
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     rules: ShardingRules = field(default_factory=ShardingRules)
@@ -58,13 +67,14 @@ class SFT:
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     def run(self, run: Run) -> dict[str, Any]:
-        folder = run.resolve(self.model)
-        rejected_path = run.workdir / "rejected.jsonl"
+        folder, mesh = run.resolve(self.model), make_mesh(self.mesh)
+        first = jax.process_index() == 0
+        rejected_path = run.workdir / "rejected.jsonl" if first else None
         examples = open_sources(run, self.sources, Rejections(rejected_path))
         with ExitStack() as stack:
             processor = Processor(
                 ChatTokenizer.from_pretrained(folder),
-                for_training(load_config(folder), jax.default_backend(), self.remat),
+                self.execution(load_config(folder), mesh, jax.default_backend()),
                 self.vision.processor(self.style, self.length_buckets[-1]),
                 stack.enter_context(self.vision.decoder()),
             )
@@ -72,40 +82,36 @@ class SFT:
                 make_loader(
                     examples,
                     processor,
-                    self.vision.batch(self.batch_size, self.length_buckets),
+                    self.batch(mesh),
                     run.seed,
                     rejected_path=rejected_path,
                     pipeline=self.pipeline,
+                    share=loader_share(self.name, mesh, self.rules),
                 )
             )
-            writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
-            checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name))
-            progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s", "data_wait")))
-            state = self.fit(folder, processor, loader, writer, checkpoints, progress)
-            save_checkpoint(
-                run.workdir / "models" / self.name,
-                state.params,
-                processor.config,
-                dtype=self.export_dtype,
-                source_dir=folder,
-            )
+            checkpoints = stack.enter_context(self.checkpoints(run))
+            writer = progress = None
+            if first:
+                writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
+                progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s", "data_wait")))
+            stack.enter_context(jax.set_mesh(mesh))
+            prepared = self.prepare(processor.config, mesh, jax.default_backend(), run.seed)
+            state = self.fit(folder, processor.config, prepared, loader, writer, checkpoints, progress)
+            paths = self.export(run, folder, processor.config, state, prepared)
             rejected = len(loader.rejections.reasons)
-        return {"path": f"models/{self.name}", "steps": self.steps, "examples": len(examples), "rejected": rejected}
+        return {**paths, "steps": self.steps, "examples": len(examples), "rejected": rejected}
 
-    def fit(self, folder, processor: Processor, loader, writer, checkpoints, progress) -> TrainState:
+    def checkpoints(self, run: Run) -> Checkpoints:
+        """Where its state is saved: with `lora` without the model, which does not change."""
+        modules = None if self.lora is None else (ADAPTERS,)
+        return Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules)
+
+    def fit(
+        self, folder, config: ModelConfig, prepared: PreparedTraining, loader, writer, checkpoints, progress
+    ) -> TrainState:
         """The trained state; continues from the newest checkpoint where there is one."""
-        config = processor.config
-        mesh = make_mesh(self.mesh)
-        shapes, logical = abstract_params(config)
-        optimizer = make_optimizer(self.optimizer, self.steps, tuple(shapes))
-        create = partial(create_state, optimizer=optimizer)
-        param_shardings = named_shardings(mesh, self.rules, logical, shapes)
-        shardings = state_shardings(jax.eval_shape(create, shapes), param_shardings, mesh)
-        params = load_params(folder, config, param_shardings)
-        state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
-        step = make_train_step(
-            make_sft_loss(config), optimizer, shardings, batch_placement(mesh, self.rules, self.batch_size)
-        )
+        params = load_params(folder, config, prepared.shardings.params)
+        state = jax.jit(prepared.create, out_shardings=prepared.shardings, donate_argnums=0)(params)
         options = FitOptions(
             total_steps=self.steps,
             stage=self.name,
@@ -113,5 +119,62 @@ class SFT:
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
         )
-        flops = lambda batch: model_flops(config, batch, self.optimizer.freeze)  # noqa: E731
-        return fit(state, step, loader, options, writer, checkpoints, flops=flops, progress=progress)
+
+        def flops(batch) -> float:
+            """What other processes' rows cost is taken to be what this one's do."""
+            own = model_flops(config, batch, prepared.freeze, prepared.adapted)
+            return own * self.batch_size / len(batch.tokens)
+
+        return fit(state, prepared.step, loader, options, writer, checkpoints, flops=flops, progress=progress)
+
+    def export(
+        self, run: Run, folder, config: ModelConfig, state: TrainState, prepared: PreparedTraining
+    ) -> dict[str, str]:
+        """Write what was trained; the paths, in the run directory. The state is used up."""
+        params, paths = dict(state.params), {"path": f"models/{self.name}"}
+        if self.lora is not None:
+            adapters, shardings = params.pop(ADAPTERS), dict(prepared.shardings.params)
+            shardings.pop(ADAPTERS)
+            paths["adapter"] = f"adapters/{self.name}"
+            save_adapter(run.workdir / paths["adapter"], adapters, config, self.lora.alpha, str(folder))
+            merge = partial(merge_adapters, options=self.lora, dtype=self.export_dtype)
+            params = jax.jit(merge, out_shardings=shardings, donate_argnums=0)(params, adapters)
+        save_checkpoint(run.workdir / paths["path"], params, config, dtype=self.export_dtype, source_dir=folder)
+        return paths
+
+    def programs(
+        self, config: ModelConfig, devices: Sequence[jax.Device], platform: str, media: bool = True
+    ) -> list[Program]:
+        """The update on the largest batch, with media or of text alone."""
+        mesh = make_mesh(self.mesh, devices)
+        config = self.execution(config, mesh, platform)
+        prepared = self.prepare(config, mesh, platform)
+        frame = self.vision.pixels.video_max_pixels // config.vision.patch_size**2 if media else None
+        batch = abstract_batch(self.batch(mesh), config, frame)
+        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+        placed = jax.tree.map(place, batch, batch_shardings(batch, mesh, self.rules))
+        lengths = np.full(self.batch_size, self.length_buckets[-1])
+        patches = self.vision.patch_buckets[-1] if media else 0
+        flops = update_flops(config, lengths, patches, frame or 0, prepared.freeze, prepared.adapted)
+
+        def trace() -> jax.stages.Traced:
+            with jax.set_mesh(mesh):
+                return prepared.step.trace(prepared.shapes, placed)
+
+        return [Program(f"{self.name}.train_step", trace, flops)]
+
+    def execution(self, config: ModelConfig, mesh: Mesh, platform: str) -> ModelConfig:
+        """`config` as this stage runs it."""
+        config = for_training(config, platform, self.remat)
+        if self.lora is not None:  # frozen weights need no more digits than products take
+            config = replace(config, param_dtype=config.dtype)
+        return replace(config, rules=self.rules) if mesh.size > 1 else config
+
+    def batch(self, mesh: Mesh) -> BatchOptions:
+        """The static shapes of its batches."""
+        return self.vision.batch(self.batch_size, self.length_buckets, *row_shards(mesh, self.rules), pack=self.pack)
+
+    def prepare(self, config: ModelConfig, mesh: Mesh, platform: str, seed: int = 0) -> PreparedTraining:
+        """The update on the devices of `mesh`."""
+        layout = mesh, self.rules, self.batch_size, platform
+        return prepare_sft(config, self.optimizer, self.steps, *layout, lora=self.lora, seed=seed)

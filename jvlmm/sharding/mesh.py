@@ -1,4 +1,4 @@
-"""The device mesh: data, fsdp and tensor axes over all devices."""
+"""The device mesh: data, fsdp, tensor and context axes over all devices."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,14 @@ from jvlmm.errors import ConfigError
 class MeshOptions:
     """Devices along each mesh axis; at most one may be -1, which takes the devices the others leave.
 
-    `data` replicates parameters and splits the batch, `fsdp` splits both, `tensor` splits heads, MLPs and vocabulary.
+    `data` replicates parameters and splits the batch, `fsdp` splits both, `tensor` splits heads, MLPs and vocabulary,
+    `context` splits sequences.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    context: int = 1
 
     def __post_init__(self):
         for field in fields(self):
@@ -34,7 +36,7 @@ MESH_AXES = tuple(field.name for field in fields(MeshOptions))
 
 
 def make_mesh(options: MeshOptions, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh with axes ("data", "fsdp", "tensor") over `devices` (all devices by default), ordered for locality.
+    """Mesh with the axes of MESH_AXES over `devices` (all devices by default), ordered for locality.
 
     Raises ConfigError where the axes do not multiply to the number of devices.
     """

@@ -1,5 +1,6 @@
 """One table from the logical axes arrays are described with to the mesh axes they are split over."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -35,8 +36,10 @@ class ShardingRules:
     vision_head_dim: MeshAxes = ()
     vision_mlp: MeshAxes = ("tensor",)
     vision_merged: MeshAxes = ("fsdp",)
-    # First dimension of batches, and of their flat vision patches.
+    # Activations: rows of batches, tokens of a row; their width is whole.
     batch: MeshAxes = ("data", "fsdp")
+    length: MeshAxes = ("context",)
+    media: MeshAxes = ("data", "fsdp", "context")  # shards of the tower's patches
 
 
 def partition_spec(rules: ShardingRules, axes: Sequence[str | None]) -> PartitionSpec:
@@ -73,9 +76,36 @@ def named_shardings(mesh: Mesh, rules: ShardingRules, logical_tree: Any, shapes:
     )
 
 
-def batch_sharding(mesh: Mesh, rules: ShardingRules) -> NamedSharding:
-    """Sharding of any array whose first dimension is the batch, or the patches of a batch; the others are whole."""
-    return _checked(mesh, rules, "batch", ("batch",), None)
+def batch_sharding(mesh: Mesh, rules: ShardingRules, axis: str = "batch") -> NamedSharding:
+    """Sharding of any array whose first dimension is the logical `axis`; the others are whole."""
+    return _checked(mesh, rules, "batch", (axis,), None)
+
+
+def constrain(x: jax.Array, rules: ShardingRules | None, axes: Sequence[str | None]) -> jax.Array:
+    """`x` laid out by the logical axes of its dimensions on the mesh in use (`jax.set_mesh`).
+
+    A dimension that its mesh axes do not divide stays whole; without a mesh or rules `x` is returned as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if rules is None or mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fitting_spec(mesh, rules, axes, x.shape)))
+
+
+def fitting_spec(mesh: Mesh, rules: ShardingRules, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """`partition_spec` of an array of this shape; a dimension that its mesh axes do not divide stays whole."""
+    entries = partition_spec(rules, axes)
+    return PartitionSpec(*(e if n % split_count(mesh, e) == 0 else None for n, e in zip(shape, entries, strict=True)))
+
+
+def split_count(mesh: Mesh, entry: str | MeshAxes | None) -> int:
+    """Devices along an entry of a PartitionSpec."""
+    return math.prod(mesh.shape[name] for name in mesh_axes((entry,)))
+
+
+def mesh_axes(spec: PartitionSpec | tuple[str | MeshAxes | None, ...]) -> MeshAxes:
+    """The mesh axes the entries of a PartitionSpec name."""
+    return tuple(name for entry in spec for name in ((entry,) if isinstance(entry, str) else entry or ()))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

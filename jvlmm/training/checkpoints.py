@@ -5,6 +5,7 @@ so a process may die at any instant: what is listed is whole.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,17 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 class Checkpoints:
     """The newest `keep` checkpoints of one stage in one directory; a context manager.
 
+    With `modules` only these of the parameters are written: the others never change and come from elsewhere.
+
     With `asynchronous`, `save` returns when the state has been copied to the host and writing goes on
     in a thread; its failure is raised by the next `save` or by `close`.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 2, asynchronous: bool = False):
+    def __init__(
+        self, directory: str | Path, keep: int = 2, asynchronous: bool = False, modules: Sequence[str] | None = None
+    ):
         self.directory = Path(directory).absolute()
+        self._modules = modules
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -49,7 +55,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), loader=ocp.args.JsonSave({"state": loader_state})
+            state=ocp.args.StandardSave(self._written(state)), loader=ocp.args.JsonSave({"state": loader_state})
         )
         try:
             self._manager.save(step, args=items)
@@ -62,19 +68,21 @@ class Checkpoints:
 
         Args:
           like: TrainState of arrays or ShapeDtypeStructs; its shapes, dtypes and shardings are what comes
-            back, so a checkpoint of one mesh restores onto another.
+            back, so a checkpoint of one mesh restores onto another. Its parameters of modules that are not
+            written come back as they are.
         """
         step = self.latest_step() if step is None else step
         if step is None:
             raise CheckpointError(f"no complete checkpoint in {self.directory}; train first or name another directory")
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._written(like))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), loader=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=items)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             remedy = "it must come from the same model and optimiser options; use those or another directory"
             raise self._error(f"cannot restore step {step} from", error, remedy) from error
-        return restored["state"], restored["loader"]["state"]
+        state = restored["state"]
+        return state.replace(params={**like.params, **state.params}), restored["loader"]["state"]
 
     def close(self) -> None:
         """Wait for writing to end."""
@@ -90,6 +98,11 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _written(self, state: TrainState) -> TrainState:
+        if self._modules is None:
+            return state
+        return state.replace(params={name: state.params[name] for name in self._modules})
 
     def _error(self, what: str, error: Exception, remedy: str) -> CheckpointError:
         reason = " ".join(str(error).split())[:300] or type(error).__name__

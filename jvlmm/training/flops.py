@@ -24,7 +24,7 @@ def vision_flops(config: VisionConfig, patches: int, frame_patches: int) -> floa
 
 
 def decoder_flops(config: TextConfig, lengths: np.ndarray) -> float:
-    """FLOPs of one forward pass of the decoder and its head over causal sequences of `lengths` int [rows] tokens."""
+    """FLOPs of one forward pass of the decoder and its head over causal sequences of `lengths` int [n] tokens."""
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     layer = 2 * config.hidden_size * (2 * heads + 2 * kv_heads + 3 * config.intermediate_size)
     per_token = config.num_layers * layer + 2 * config.hidden_size * config.vocab_size
@@ -33,24 +33,34 @@ def decoder_flops(config: TextConfig, lengths: np.ndarray) -> float:
     return float(np.sum(lengths) * per_token + config.num_layers * 4 * heads * pairs)
 
 
-def model_flops(config: ModelConfig, batch: Any, freeze: tuple[str, ...] = ()) -> float:
-    """FLOPs of forward and backward pass over a host `data.batch.Batch`.
+def model_flops(config: ModelConfig, batch: Any, freeze: tuple[str, ...] = (), adapted: tuple[str, ...] = ()) -> float:
+    """`update_flops` of a host `data.batch.Batch`."""
+    patches = int(np.sum(batch.visual_index >= 0)) * config.vision.spatial_merge_size**2
+    frame = batch.vision.frames.size if batch.vision is not None else 0
+    return update_flops(config, segment_lengths(batch.segment_ids), patches, frame, freeze, adapted)
+
+
+def update_flops(
+    config: ModelConfig,
+    lengths: np.ndarray,
+    patches: int,
+    frame_patches: int,
+    freeze: tuple[str, ...] = (),
+    adapted: tuple[str, ...] = (),
+) -> float:
+    """FLOPs of forward and backward pass over sequences of `lengths` int [n] tokens and `patches` patches of media.
 
     A backward pass costs twice the forward pass: once for activations, once for weights. A frozen decoder
-    saves its weight gradients; a tower frozen together with its merger needs no backward pass at all.
+    saves its weight gradients; a tower frozen together with its merger needs no backward pass at all, unless it is
+    among the modules `adapted` by LoRA. The products of low rank themselves are left out.
     """
-    lengths = segment_lengths(batch.segment_ids)
-    decoder = decoder_flops(config.text, lengths)
-    total = decoder * (2 if "decoder" in freeze else 3)
-    if batch.vision is not None:
-        patches = int(np.sum(batch.visual_index >= 0)) * config.vision.spatial_merge_size**2
-        tower = vision_flops(config.vision, patches, batch.vision.frames.size)
-        total += tower * (1 if "vision" in freeze else 3)
-    return total
+    decoder = decoder_flops(config.text, lengths) * (2 if "decoder" in freeze else 3)
+    tower = vision_flops(config.vision, patches, frame_patches) if patches else 0.0
+    return decoder + tower * (3 if "vision" not in freeze else 2 if "vision" in adapted else 1)
 
 
 def segment_lengths(segment_ids: np.ndarray) -> np.ndarray:
-    """Number of tokens of every packed row of segment_ids int32 [B, L]; 0 is padding."""
+    """Number of tokens of every sequence of segment_ids int32 [B, L], packed or not; 0 is padding."""
     rows, columns = np.nonzero(segment_ids)
     segments = segment_ids[rows, columns].astype(np.int64)
     keys = rows.astype(np.int64) * (int(segment_ids.max(initial=0)) + 1) + segments

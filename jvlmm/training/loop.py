@@ -42,18 +42,18 @@ class Loader(Protocol):
 
 
 class Writer(Protocol):
-    """Where metrics go; see `reporting.writers.MetricsWriter`."""
+    """Where metrics go; see `reporting.writers.MetricsWriter`. Only process 0 has one."""
 
     def write(self, record: Mapping[str, Any]) -> None: ...
     def truncate(self, stage: str, step: int) -> None: ...
 
 
 def resume(
-    state: TrainState, loader: Loader, options: FitOptions, writer: Writer, checkpoints: Checkpoints
+    state: TrainState, loader: Loader, options: FitOptions, writer: Writer | None, checkpoints: Checkpoints
 ) -> tuple[TrainState, int]:
     """(state, step) of the newest checkpoint, the loader and the metrics set back to it; `state` where none exists."""
     step = checkpoints.latest_step()
-    if jax.process_index() == 0:
+    if writer:
         writer.truncate(options.stage, step or 0)
     if step is None:
         return state, int(state.step)
@@ -67,7 +67,7 @@ def fit(
     step: TrainStep,
     loader: Loader,
     options: FitOptions,
-    writer: Writer,
+    writer: Writer | None,
     checkpoints: Checkpoints,
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     flops: Callable[[Any], float] | None = None,
@@ -80,6 +80,7 @@ def fit(
 
     Args:
       state: arrays, or ShapeDtypeStructs where a checkpoint exists. Donated.
+      writer: None in all processes but the first, as is `progress`.
       evaluate: `state -> figures`, logged as `eval/NAME`.
       flops: `batch -> model FLOPs` of one update on it, for `model_flops_per_s`.
       progress: called with (step, total steps, figures) at every logged step.
@@ -96,7 +97,7 @@ def fit(
                 if evaluate and _due(number, options.evaluate_every, options):
                     log.flush()
                     log.write(number, {f"eval/{name}": value for name, value in evaluate(state).items()})
-                ends = preemption.reached(number)
+                ends = preemption.reached()
                 if ends or _due(number, options.checkpoint_every, options):
                     log.flush()
                     checkpoints.save(state, loader.get_state())
@@ -133,10 +134,10 @@ def _take(loader: Loader, options: FitOptions, number: int, meter: Meter) -> tup
 class _Log:
     """Keeps the metrics of steps still running on the device and writes them when they are ready."""
 
-    def __init__(self, options: FitOptions, writer: Writer, progress: Callable | None):
+    def __init__(self, options: FitOptions, writer: Writer | None, progress: Callable | None):
         self._options, self._writer, self._progress = options, writer, progress
         self._running: list[tuple[int, dict[str, jax.Array], int]] = []
-        self._tokens = 0.0
+        self._tokens = self._places = 0.0
         self.meter = Meter()
 
     def add(self, number: int, metrics: dict[str, jax.Array], samples: int, flops: float, compiles: int) -> None:
@@ -152,18 +153,19 @@ class _Log:
         for number, metrics, compiles in running:
             figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
             self._tokens += figures.pop("tokens", 0.0)
+            self._places += figures.pop("places", 0.0)
             if not math.isfinite(figures["loss"]):
                 raise JvlmmError(
                     f"the loss of step {number} of stage {self._options.stage!r} is {figures['loss']}; lower the "
                     "learning rate or clip_norm and run again: it resumes from the last checkpoint"
                 )
             if _due(number, self._options.log_every, self._options):
-                figures |= self.meter.read(self._tokens) | {"compiles": compiles}
-                self._tokens = 0.0
+                figures |= self.meter.read(self._tokens, self._places) | {"compiles": compiles}
+                self._tokens = self._places = 0.0
                 self.write(number, figures)
-                if self._progress and jax.process_index() == 0:
+                if self._progress:
                     self._progress(number, self._options.total_steps, figures)
 
     def write(self, number: int, figures: Mapping[str, float]) -> None:
-        if jax.process_index() == 0:
+        if self._writer:
             self._writer.write({"stage": self._options.stage, "step": number, **figures})

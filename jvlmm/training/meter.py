@@ -41,12 +41,17 @@ class Meter:
         self._samples += samples
         self._flops += flops
 
-    def read(self, tokens: float) -> dict[str, float]:
-        """Rates of this window, during which `tokens` tokens were processed; starts the next one."""
+    def read(self, tokens: float, places: float = 0.0) -> dict[str, float]:
+        """Rates of this window, during which `tokens` tokens were processed; starts the next one.
+
+        `utilisation` is their share of the `places` in the batches' rows; the others held padding.
+        """
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         rates = {"samples_per_s": self._samples / elapsed, "data_wait": min(self._waited / elapsed, 1.0)}
         if tokens:
             rates["tokens_per_s"] = tokens / elapsed
+        if places:
+            rates["utilisation"] = tokens / places
         if self._flops:
             rates["model_flops_per_s"] = self._flops / elapsed
         self.reset()

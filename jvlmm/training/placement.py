@@ -1,36 +1,98 @@
 """Host batches onto the devices of a mesh."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
+from jvlmm.data.share import Share
 from jvlmm.errors import ConfigError
-from jvlmm.sharding.rules import ShardingRules, batch_sharding, replicated
+from jvlmm.sharding.exchange import Exchange
+from jvlmm.sharding.hosts import process_count, process_index
+from jvlmm.sharding.rules import ShardingRules, batch_sharding, replicated, split_count
 from jvlmm.training.state import TrainState
 
 
-def batch_placement(mesh: Mesh, rules: ShardingRules, batch_size: int) -> Callable[[Any], Any]:
-    """Function that splits every array of a batch over the mesh axes of the logical axis `batch`.
+def row_shards(mesh: Mesh, rules: ShardingRules) -> tuple[int, int]:
+    """Devices that split the rows of a batch, and devices that split each of those rows' media further."""
+    rows = split_count(mesh, rules.batch)
+    return rows, split_count(mesh, rules.media) // rows
 
-    Arrays whose first axis those devices do not divide (odd numbers of patches or windows) are replicated:
-    the result is the same, only slower. The batch itself has to divide.
+
+def batch_placement(mesh: Mesh, rules: ShardingRules, batch_size: int) -> Callable[[Any], Any]:
+    """Function that puts a host batch on the devices as `batch_shardings` says.
+
+    With several processes, each gives the rows of its own devices. ConfigError where the rows do not divide.
     """
-    split, whole = batch_sharding(mesh, rules), replicated(mesh)
-    devices = math.prod(mesh.shape[axis] for axis in rules.batch)
+    devices, _ = row_shards(mesh, rules)
     if batch_size % devices:
         raise ConfigError(
             f"batch_size = {batch_size} does not divide over the {devices} devices of mesh axes {rules.batch}; "
             f"use a multiple of {devices}, or fewer devices along data and fsdp"
         )
+    if process_count() == 1:
+        return lambda batch: jax.device_put(batch, batch_shardings(batch, mesh, rules))
+    held = held_shards(mesh, rules)[process_index()]
 
-    def place(array):
-        divides = array.ndim > 0 and array.shape[0] % devices == 0
-        return jax.device_put(array, split if divides else whole)
+    def place(batch: Any) -> Any:
+        shape = lambda x: (x.shape[0] // len(held) * devices, *x.shape[1:])  # noqa: E731
+        whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype), batch)
+        shardings = batch_shardings(whole, mesh, rules)
+        return jax.tree.map(lambda x, y, s: _global_array(x, y.shape, s, held), batch, whole, shardings)
 
-    return lambda batch: jax.tree.map(place, batch)
+    return place
+
+
+def held_shards(mesh: Mesh, rules: ShardingRules) -> tuple[tuple[int, ...], ...]:
+    """For every process, which shards of a batch's rows its devices hold."""
+    sharding, devices = batch_sharding(mesh, rules), row_shards(mesh, rules)[0]
+    held: dict[int, set[int]] = {}
+    for device, (rows, *_) in sharding.devices_indices_map((devices,)).items():
+        held.setdefault(device.process_index, set()).add(rows.start or 0)
+    return tuple(tuple(sorted(held[process])) for process in sorted(held))
+
+
+def loader_share(name: str, mesh: Mesh, rules: ShardingRules) -> Share | None:
+    """The part of the stage's batches that this process reads; None where it is alone."""
+    if process_count() == 1:
+        return None
+    return Share(Exchange(name), held_shards(mesh, rules), process_index())
+
+
+def _global_array(array: np.ndarray, shape: tuple[int, ...], sharding: NamedSharding, held: Sequence[int]) -> jax.Array:
+    """The array of this shape of which `array` holds the shards `held`, one after another.
+
+    By callback, for `jax.make_array_from_process_local_data` wants no more of the media of a row than this process's
+    devices compute, where its other devices along `context` belong to another process.
+    """
+    size = array.shape[0] // len(held)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(shape[0])
+        first = held.index(start // size) * size + start % size
+        return array[first : first + stop - start]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def batch_shardings(batch: Any, mesh: Mesh, rules: ShardingRules) -> Any:
+    """A NamedSharding for every array of a batch: rows, and the media of rows in shards, over the axes of `batch`.
+
+    Arrays whose first axis does not divide (media that are not in shards) are replicated: slower, and the same.
+    """
+    whole = replicated(mesh)
+
+    def over(axis):
+        split, devices = batch_sharding(mesh, rules, axis), split_count(mesh, getattr(rules, axis))
+        return lambda array: split if array.ndim and array.shape[0] % devices == 0 else whole
+
+    shardings = jax.tree.map(over("batch"), batch)
+    vision = getattr(batch, "vision", None)
+    if vision is None or len(vision.pixels.shape) == 2:
+        return shardings
+    return shardings.replace(vision=jax.tree.map(over("media"), vision))
 
 
 def state_shardings(state: TrainState, params_shardings: Any, mesh: Mesh) -> TrainState:

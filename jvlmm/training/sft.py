@@ -25,17 +25,17 @@ def make_sft_loss(config: ModelConfig, tile: int = 512) -> LossFn:
         targets, mask = next_token_targets(batch.tokens, batch.segment_ids, batch.loss_mask)
         log_probs = token_log_probs(params, config, hidden, targets, tile, mask)
         total, count = sft_loss(log_probs, mask)
-        return total, count, {"tokens": jnp.sum(batch.segment_ids > 0)}
+        return total, count, {"tokens": jnp.sum(batch.segment_ids > 0), "places": jnp.asarray(batch.segment_ids.size)}
 
     return loss
 
 
 def next_token_targets(tokens: jax.Array, segment_ids: jax.Array, loss_mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What each position predicts: the token after it, where that one carries loss and belongs to the same row.
+    """What each position predicts: the token after it, where that one carries loss and belongs to the same segment.
 
     Args:
       tokens: int32 [B, L].
-      segment_ids: int32 [B, L], 0 on padding, one number per packed row.
+      segment_ids: int32 [B, L], 0 on padding, one number for each sequence of a row.
       loss_mask: bool [B, L], True on the tokens to learn.
 
     Returns:

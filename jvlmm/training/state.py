@@ -15,7 +15,7 @@ class TrainState:
     """Parameters and optimiser state after `step` updates; a plain pytree."""
 
     step: jax.Array  # int32 []
-    params: Mapping[str, Any]  # {module: nested dict of arrays}, dtype of the model's `param_dtype`
+    params: Mapping[str, Any]  # {module: nested dict of arrays}; the model's in its `param_dtype`, adapters float32
     opt_state: Any  # optax state of the trainable modules; moments float32, shaped as their parameters
 
 

@@ -34,14 +34,16 @@ class TrainStep:
     whole batch, however many loss tokens each of them holds.
     """
 
-    def __init__(self, loss_fn: LossFn, optimizer: Optimizer, place: Callable[[Any], Any], shardings: Any):
+    def __init__(
+        self, loss_fn: LossFn, optimizer: Optimizer, place: Callable[[Any], Any], shardings: Any, platform: str
+    ):
         def sums(params, batch):
             return _gradient_sums(loss_fn, optimizer, params, batch)
 
         def update(state, total):
             return _update(optimizer, state, total)
 
-        jit = partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+        jit = partial(jax.jit, compiler_options=compiler_options(platform))
         out = {} if shardings is None else {"out_shardings": (shardings, None)}
         self._place = place
         self._whole = jit(lambda state, batch: update(state, sums(state.params, batch)), donate_argnums=0, **out)
@@ -61,6 +63,10 @@ class TrainStep:
             total = self._add(total, state.params, batch)
         return self._update(state, total)
 
+    def trace(self, state: TrainState, batch: Any) -> jax.stages.Traced:
+        """The program of one update on one batch, of ShapeDtypeStructs."""
+        return self._whole.trace(state, batch)
+
     @property
     def compiles(self) -> int:
         """Programs compiled so far; stands still once every bucket has been seen."""
@@ -72,17 +78,20 @@ def make_train_step(
     optimizer: Optimizer,
     shardings: Any = None,
     place: Callable[[Any], Any] = lambda batch: batch,
+    platform: str | None = None,
 ) -> TrainStep:
     """Build the step.
 
     Args:
       loss_fn: `(params, batch) -> (sum, count, extras)`: summed loss, the weight it sums over, and further
-        sums to report (`extras["tokens"]` gives the throughput).
+        sums to report (`extras["tokens"]` gives the throughput, with `extras["places"]`, padding included, the
+        utilisation).
       optimizer: from `make_optimizer`; frozen modules get no gradient.
       shardings: TrainState of NamedSharding the new state keeps; None on one device.
-      place: puts a host batch on the devices (see `placement.shard_batch`).
+      place: puts a host batch on the devices (see `placement.batch_placement`).
+      platform: what it is compiled for; None is where JAX runs.
     """
-    return TrainStep(loss_fn, optimizer, place, shardings)
+    return TrainStep(loss_fn, optimizer, place, shardings, platform or jax.default_backend())
 
 
 def _gradient_sums(loss_fn: LossFn, optimizer: Optimizer, params: Any, batch: Any) -> GradientSums:

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from jvlmm.bench import model
-from jvlmm.bench.hardware import PEAKS, describe, peak_of
+from jvlmm.bench.hardware import describe
 from jvlmm.bench.process import BenchError, WorkerProcess
 from jvlmm.bench.worker import serve, training_peak
 from jvlmm.bench.workload import Arrays, Workload, make_arrays, small_workload
 from jvlmm.models.presets import PRESETS
+from jvlmm.sharding.accelerators import ACCELERATORS
 
 NO_TORCH = importlib.util.find_spec("torch") is None
 TINY = small_workload(Workload())
@@ -63,12 +64,12 @@ def test_ratios_are_theirs_over_ours_of_medians():
 
 
 def test_accelerators_also_get_shares_of_their_peak():
-    peak = PEAKS["H200"]
+    peak = ACCELERATORS["h200"]
     facts = {
         "platform": "gpu",
         "device_kind": "NVIDIA H200",
         "train_flops": peak.bfloat16_flops,
-        "decode_bytes": peak.bytes_per_second / 10,
+        "decode_bytes": peak.memory_bytes_per_second / 10,
     }
     seconds = {"train": [2.0], "decode": [(TINY.new_tokens - 1) * 0.2]}
     values = {m["name"]: m["value"] for m in model._shares(facts, seconds, TINY)}
@@ -86,10 +87,7 @@ def test_unknown_preset_is_refused():
         model.run("huge")
 
 
-def test_peaks_prefer_the_specific_name():
-    assert peak_of("TPU v5 lite") is PEAKS["TPU v5 lite"]
-    assert peak_of("TPU v5p") is PEAKS["TPU v5"]
-    assert peak_of("Some card") is None
+def test_hardware_in_one_line():
     assert describe(2, "NVIDIA H200") == "NVIDIA H200"
     assert describe(2, "cpu").endswith("2 threads")
 

@@ -4,6 +4,7 @@ import json
 import threading
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.errors import ConfigError, DataError
 
 OPTIONS = BatchOptions(batch_size=4, length_buckets=(66, 76, 256), patch_buckets=(128, 512))
+PACKED = BatchOptions(batch_size=2, length_buckets=(160,), patch_buckets=(192,), pack=True)
 FAST = PipelineOptions(num_threads=2, read_ahead=4, prefetch=2)
 
 
@@ -65,22 +67,24 @@ def test_number_of_threads_does_not_change_the_batches(examples, drawing):
     assert _ids(_loader(examples, drawing, pipeline=plain)) == _ids(_loader(examples, drawing))
 
 
-@pytest.mark.parametrize("taken", [0, 1, 5, 9, 12])
-def test_restored_loader_continues_exactly(examples, drawing, taken):
-    with _loader(examples, drawing, epochs=2) as loader:
+@pytest.mark.parametrize(
+    ("options", "taken"), [*((OPTIONS, taken) for taken in (0, 1, 5, 9, 12)), *((PACKED, taken) for taken in (1, 5, 9))]
+)
+def test_restored_loader_continues_exactly(examples, drawing, options, taken):
+    with _loader(examples, drawing, epochs=2, options=options) as loader:
         list(zip_first(loader, taken))
         state = json.loads(json.dumps(loader.get_state()))
         assert not taken or state["batches"]["waiting"]
         rest = [(ids, batch, loader.get_state()) for batch, ids in loader]
-    with _loader(examples, drawing, epochs=2) as restored:
+    assert len(rest) > 2
+    with _loader(examples, drawing, epochs=2, options=options) as restored:
         list(zip_first(restored, 3))  # a used loader can be set back as well
         restored.set_state(state)
         again = [(ids, batch, restored.get_state()) for batch, ids in restored]
     assert [(ids, state) for ids, _, state in again] == [(ids, state) for ids, _, state in rest]
     for (_, ours, _), (_, theirs, _) in zip(again, rest, strict=True):
-        np.testing.assert_array_equal(ours.tokens, theirs.tokens)
-        if ours.vision is not None:
-            np.testing.assert_array_equal(ours.vision.pixels, theirs.vision.pixels)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert (max(batch.segment_ids.max() for _, batch, _ in rest) > 1) == options.pack
 
 
 def test_state_of_other_data_is_refused(examples, drawing):
@@ -136,17 +140,6 @@ def test_batches_leave_early_rather_than_exceed_the_patch_bucket(drawing):
     with _loader(examples, drawing, options=options) as loader:
         sizes = [(len(ids), len(batch.vision.pixels)) for batch, ids in loader]
     assert sizes == [(2, 256)] * 4
-
-
-def test_processes_share_the_data(examples, drawing):
-    options = BatchOptions(batch_size=4, length_buckets=(256,), patch_buckets=(512,))
-    shares = []
-    for index in range(2):
-        pipeline = PipelineOptions(process_index=index, process_count=2)
-        shares.append([i for ids in _ids(_loader(examples, drawing, options=options, pipeline=pipeline)) for i in ids])
-    assert sorted(shares[0] + shares[1]) == sorted(e.id for e in examples)
-    with pytest.raises(ConfigError, match="2 processes need one bucket"):
-        _loader(examples, drawing, pipeline=PipelineOptions(process_count=2))
 
 
 def test_next_batch_is_prepared_while_this_one_is_used(examples, drawing):
@@ -228,7 +221,7 @@ def test_rejection_list_that_cannot_be_written_is_one_line(tmp_path):
         Rejections(tmp_path / "file" / "rejected.jsonl").add(Rejected("a", "b"))
 
 
-@pytest.mark.parametrize("options", [{"num_threads": 0}, {"prefetch": -1}, {"process_index": 1}])
+@pytest.mark.parametrize("options", [{"num_threads": 0}, {"prefetch": -1}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(ConfigError, match="pipeline"):
         PipelineOptions(**options)

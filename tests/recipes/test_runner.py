@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jvlmm.errors import ConfigError, JvlmmError
+from jvlmm.recipes import runner
 from jvlmm.recipes.recipe import Run, load_recipe
 from jvlmm.recipes.runner import run_recipe
 
@@ -66,6 +67,17 @@ def test_another_configuration_is_refused_by_field(config, tmp_path):
     run_recipe(config, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"another configuration \(stages\.two\.text\)"):
         run_recipe(config, tmp_path / "run", ("two.text=z",))
+
+
+def test_a_process_with_another_configuration_or_directory_is_told_so(config, tmp_path, monkeypatch):
+    """What the first process of several says is played here."""
+    of_first = {"config": lambda work: {**work(), "seed": 5}}
+    monkeypatch.setattr(runner, "from_first", lambda name, work: of_first.get(name, lambda work: work())(work))
+    with pytest.raises(ConfigError, match=r"was given another configuration than process 0 \(seed\)"):
+        run_recipe(config, tmp_path / "run")
+    of_first = {"directory": lambda work: None}
+    with pytest.raises(ConfigError, match="process 0 writes to another directory; choose a --workdir that all"):
+        run_recipe(config, tmp_path / "run")
 
 
 def test_a_misspelt_option_is_refused_before_anything_is_written(config, tmp_path):

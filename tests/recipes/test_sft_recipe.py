@@ -8,12 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 import jvlmm
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.models.huggingface import load_config, load_params
+from jvlmm.recipes.sources import VisionOptions
+from jvlmm.recipes.training import SFT
+from jvlmm.sharding.mesh import MeshOptions, make_mesh
 
 CONFIG = """
 from jvlmm.recipes.evaluating import Evaluate
@@ -106,6 +110,12 @@ def steps_logged(workdir: Path) -> int:
 def finished(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
     return workdir, finish(start(config, workdir))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_packing_is_a_switch_of_the_stage(pack):
+    mesh = make_mesh(MeshOptions(), jax.devices()[:1])
+    assert SFT(pack=pack, vision=VisionOptions(patch_buckets=(64,))).batch(mesh).pack == pack
 
 
 def test_a_run_leaves_what_its_contract_names(finished):

@@ -19,17 +19,17 @@ needs_eight = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("options", "shape"),
     [
-        (MeshOptions(), (8, 1, 1)),
-        (MeshOptions(data=1, fsdp=-1), (1, 8, 1)),
-        (MeshOptions(data=-1, fsdp=2, tensor=2), (2, 2, 2)),
-        (MeshOptions(data=1, fsdp=4, tensor=2), (1, 4, 2)),
+        (MeshOptions(), (8, 1, 1, 1)),
+        (MeshOptions(data=1, fsdp=-1), (1, 8, 1, 1)),
+        (MeshOptions(data=-1, fsdp=2, tensor=2), (2, 2, 2, 1)),
+        (MeshOptions(data=1, fsdp=2, tensor=2, context=2), (1, 2, 2, 2)),
     ],
 )
 def test_mesh_takes_all_devices_on_auto_axes(options, shape):
     mesh = make_mesh(options, jax.devices()[:8])
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.axis_names == ("data", "fsdp", "tensor", "context")
     assert mesh.devices.shape == shape
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert mesh.axis_types == (AxisType.Auto,) * 4
     assert {device.id for device in mesh.devices.flat} == {device.id for device in jax.devices()[:8]}
 
 

@@ -3,15 +3,18 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jvlmm.data.batch import BatchOptions, collate
+from jvlmm.data.sequence import Sequence
 from jvlmm.models import qwen2_5_vl
 from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
-from jvlmm.models.vision_inputs import build_vision_inputs
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
-from jvlmm.sharding.rules import ShardingRules, batch_sharding, named_shardings, replicated
+from jvlmm.sharding.rules import ShardingRules, named_shardings, replicated
+from jvlmm.training.placement import batch_placement, row_shards
+from jvlmm.training.sft import make_sft_loss
+from jvlmm.video.clip import Patches
 
 needs_eight = pytest.mark.skipif(
     jax.device_count() < 8, reason=f"needs 8 (simulated) devices, there are {jax.device_count()}"
@@ -33,61 +36,70 @@ CONFIG = ModelConfig(
     ),
     tokens=SpecialTokens(image=90, video=91, vision_start=92, vision_end=93, eos=(94,), pad=95),
 )
-ROWS, LENGTH, GRID = 8, 12, (1, 4, 4)  # 4 visual tokens a row, after 2 of text
+ROWS, LENGTH, GRID = 8, 16, (2, 4, 4)  # 8 visual tokens a row, after 2 of text
 
 
-def make_batch():
+def make_batch(shards=1, parts=1):
+    """The same batch, its media on so many devices."""
     rng = np.random.default_rng(0)
-    pixels = [rng.integers(0, 256, (16, CONFIG.vision.patch_dim), np.uint8) for _ in range(ROWS)]
-    vision, rows = build_vision_inputs(pixels, [GRID] * ROWS, CONFIG.vision, fold=True)
-    visual_index = np.full((ROWS, LENGTH), -1, np.int32)
-    visual_index[:, 2:6] = np.stack(rows)
-    text = {
-        "tokens": rng.integers(0, 90, (ROWS, LENGTH)).astype(np.int32),
-        "positions": np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, 3, LENGTH)).copy(),
-        "segment_ids": np.ones((ROWS, LENGTH), np.int32),
-        "visual_index": visual_index,
-    }
-    return text, vision
+    sequences = []
+    for row in range(ROWS):
+        visual_index = np.full(LENGTH - row // 2, -1, np.int32)
+        visual_index[2:10] = np.arange(8)
+        pixels = rng.integers(0, 256, (32, CONFIG.vision.patch_dim), np.uint8)
+        length = len(visual_index)
+        sequences.append(
+            Sequence(
+                id=str(row),
+                tokens=rng.integers(0, 90, length).astype(np.int32),
+                positions=np.tile(np.arange(length, dtype=np.int32), (3, 1)),
+                loss_mask=np.ones(length, bool),
+                visual_index=visual_index,
+                patches=(Patches(pixels, GRID, 1.0, np.zeros(4), np.zeros(4, int)),),
+                next_position=length,
+            )
+        )
+    options = BatchOptions(ROWS, (LENGTH,), (ROWS * 32,), shards=shards, parts=parts)
+    return collate(sequences, options, CONFIG)
 
 
-def mean_loss(params, config, text, vision):
-    features = qwen2_5_vl.encode_vision(params, config, vision)
-    hidden = qwen2_5_vl.forward(params, config, **text, features=features)
-    targets = jnp.roll(text["tokens"], -1, axis=1)
-    return -jnp.mean(qwen2_5_vl.token_log_probs(params, config, hidden, targets, tile=32))
+def mean_loss(params, config, batch):
+    total, count, _ = make_sft_loss(config, tile=32)(params, batch)
+    return total / count
 
 
 @pytest.fixture(scope="module")
 def unsharded():
     """Unrolled parameters, loss and gradients on one device, as NumPy."""
     params = qwen2_5_vl.init_params(CONFIG, jax.random.key(0))
-    results = jax.jit(jax.value_and_grad(mean_loss), static_argnums=1)(params, CONFIG, *make_batch())
+    results = jax.jit(jax.value_and_grad(mean_loss), static_argnums=1)(params, CONFIG, make_batch())
     return jax.device_get((params, *results))
 
 
 @needs_eight
 @pytest.mark.parametrize(
-    ("options", "scan_layers"),
-    [(MeshOptions(data=1, fsdp=8), True), (MeshOptions(data=2, fsdp=2, tensor=2), False)],
-    ids=["fsdp-scanned", "data-fsdp-tensor"],
+    ("options", "changes"),
+    [
+        (MeshOptions(data=1, fsdp=8), {"scan_layers": True, "remat": "full"}),
+        (MeshOptions(data=2, fsdp=2, tensor=2), {}),
+        (MeshOptions(data=2, fsdp=2, context=2), {"scan_layers": True}),
+    ],
+    ids=["fsdp-scanned", "data-fsdp-tensor", "data-fsdp-context"],
 )
-def test_sharded_loss_and_gradients_equal_unsharded(unsharded, options, scan_layers):
+def test_sharded_loss_and_gradients_equal_unsharded(unsharded, options, changes):
     params, loss, gradients = unsharded
-    config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
-    if scan_layers:
-        params, gradients = map(jax.device_get, map(qwen2_5_vl.stack_layers, (params, gradients)))
     mesh, rules = make_mesh(options, jax.devices()[:8]), ShardingRules()
+    config = dataclasses.replace(CONFIG, rules=rules, **changes)
+    if config.scan_layers:
+        params, gradients = map(jax.device_get, map(qwen2_5_vl.stack_layers, (params, gradients)))
     shapes, logical = qwen2_5_vl.abstract_params(config)
     shardings = named_shardings(mesh, rules, logical, shapes)
     params = jax.device_put(params, shardings)
-    text, vision = make_batch()
-    vision = jax.device_put(vision, replicated(mesh)).replace(
-        pixels=jax.device_put(vision.pixels, batch_sharding(mesh, rules))
-    )
-    text = jax.device_put(text, batch_sharding(mesh, rules))
+    batch = batch_placement(mesh, rules, ROWS)(make_batch(*row_shards(mesh, rules)))
+    assert batch.vision.pixels.addressable_shards[0].data.shape[0] == 1
     step = jax.jit(jax.value_and_grad(mean_loss), static_argnums=1, out_shardings=(replicated(mesh), shardings))
-    sharded_loss, sharded_gradients = step(params, config, text, vision)
+    with jax.set_mesh(mesh):
+        sharded_loss, sharded_gradients = step(params, config, batch)
 
     head = params["decoder"]["lm_head"]["embedding"]
     assert head.addressable_shards[0].data.size * mesh.shape["fsdp"] * mesh.shape["tensor"] == head.size

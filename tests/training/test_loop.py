@@ -28,6 +28,7 @@ def test_every_step_has_one_line_with_rates(tmp_path):
         assert line["stage"] == "train"
         assert {"grad_norm", "learning_rate", "tokens_per_s", "samples_per_s", "compiles"} <= line.keys()
         assert 0 <= line["data_wait"] <= 1
+        assert 8 * line["utilisation"] in (line["loss_tokens"], 2 * line["loss_tokens"])  # rows of 8 or of 4
     evaluated = [(line["step"], line["eval/accuracy"]) for line in lines if "eval/accuracy" in line]
     assert evaluated == [(5, 0.05), (10, 0.1), (14, 0.14)]
     assert list((tmp_path / "tensorboard" / "train").glob("events.*"))
@@ -47,11 +48,15 @@ def test_accumulation_compiles_one_program_per_bucket_and_role():
     assert step.compiles == 3  # first, add, update
 
 
-def test_log_every_logs_fewer_lines_of_the_same_losses(tmp_path):
+def test_log_every_logs_fewer_lines_of_the_same_losses_and_the_utilisation_between_them(tmp_path):
     toy.train(tmp_path / "each")
     toy.train(tmp_path / "some", log_every=6)
-    each = {line["step"]: line["loss"] for line in records(tmp_path / "each")}
-    assert [(line["step"], line["loss"]) for line in records(tmp_path / "some")] == [(s, each[s]) for s in (6, 12, 14)]
+    each, some = records(tmp_path / "each"), records(tmp_path / "some")
+    assert [(line["step"], line["loss"]) for line in some] == [(s, each[s - 1]["loss"]) for s in (6, 12, 14)]
+    for line, steps in zip(some, (each[:6], each[6:12], each[12:]), strict=True):
+        tokens = [step["loss_tokens"] for step in steps]
+        places = [step["loss_tokens"] / step["utilisation"] for step in steps]
+        assert line["utilisation"] == pytest.approx(sum(tokens) / sum(places))
 
 
 class DeviceOutput:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jvlmm.data.batch import Batch, BatchOptions, collate
+from jvlmm.data.positions import mrope_positions
 from jvlmm.data.sequence import Sequence
 from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
 from jvlmm.models.qwen2_5_vl import abstract_params, forward, init_params, logits
@@ -51,6 +52,26 @@ def make_sequence(rng: np.random.Generator, length: int, media: int = 1) -> Sequ
     pixels = [rng.integers(0, 256, (16, CONFIG.vision.patch_dim), np.uint8) for _ in range(media)]
     patches = tuple(Patches(p, GRID, 0.0, np.zeros(1), np.zeros(1, np.int64)) for p in pixels)
     return Sequence("x", tokens, positions, np.arange(length) >= length - 5, visual_index, patches, length)
+
+
+def place_media(rng: np.random.Generator, *grids: tuple[int, int, int]) -> Sequence:
+    """Text around media of odd sizes, at the positions of M-RoPE; loss on all text, to the first token and the last."""
+    special, parts = CONFIG.tokens, [rng.integers(0, 90, 2)]
+    for t, h, w in grids:
+        placeholder = special.video if t > 1 else special.image
+        parts += [
+            [special.vision_start],
+            [placeholder] * (t * h * w // 4),
+            [special.vision_end],
+            rng.integers(0, 90, 3),
+        ]
+    tokens = np.concatenate(parts).astype(np.int32)
+    is_media = (tokens == special.image) | (tokens == special.video)
+    positions, following = mrope_positions(tokens, grids, [0.7] * len(grids), special, CONFIG.vision)
+    pixels = [rng.integers(0, 256, (t * h * w, CONFIG.vision.patch_dim), np.uint8) for t, h, w in grids]
+    patches = [Patches(p, grid, 0.7, np.zeros(1), np.zeros(1, int)) for p, grid in zip(pixels, grids, strict=True)]
+    index = np.where(is_media, np.cumsum(is_media) - 1, -1).astype(np.int32)
+    return Sequence("x", tokens, positions, ~is_media, index, tuple(patches), following)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +145,50 @@ def test_targets_stay_inside_their_row():
     targets, mask = next_token_targets(tokens, segments, jnp.array([[True, True, True, True, True, True]]))
     assert np.array(targets)[np.array(mask)].tolist() == [2, 4, 5]
     assert np.array(mask).tolist() == [[True, False, True, True, False, False]]
+
+
+ALIKE = [((1, 4, 6),)] * 6  # folds: attention without gathers
+MIXED = [((3, 2, 6),), ((1, 10, 4), (2, 6, 10)), (), ((2, 4, 2),), ((1, 2, 2),), ((4, 2, 2), (1, 4, 4))]
+
+
+@jax.jit
+def loss_and_gradients(params, batch):
+    def loss(params):
+        total, count, extras = make_sft_loss(CONFIG, tile=64)(params, batch)
+        return total, {"count": count, **extras}
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+@pytest.mark.parametrize(
+    ("media", "changes"),
+    [(MIXED, {}), (MIXED, {"shards": 2, "parts": 2}), (ALIKE, {"fold": True})],
+    ids=["gathered", "shards", "folded"],
+)
+def test_packing_changes_neither_loss_nor_gradients(params, media, changes):
+    """Samples in rows of their own, and the same ones three, one and two to a row."""
+    rng = np.random.default_rng(1)
+    sequences = [place_media(rng, *grids) for grids in media]
+    options = BatchOptions(6, (128,), (960,), (64,), pack=True, **changes)
+    packed = collate(sequences, options, CONFIG, rows=[0, 0, 0, 1, 3, 3])
+    apart = collate(sequences, replace(options, shards=1, parts=1), CONFIG)
+    assert packed.segment_ids.max(axis=1).tolist() == [3, 1, 0, 2, 0, 0]
+    assert (packed.vision.frames.index is None) == options.fold
+    assert model_flops(CONFIG, packed) == model_flops(CONFIG, apart)
+
+    results = [jax.device_get(loss_and_gradients(params, of)) for of in (packed, apart)]
+    ((total, sums), gradients), ((expected_total, expected_sums), expected_gradients) = results
+    assert sums == expected_sums
+    assert sums["count"] == sum(s.loss_mask[1:].sum() for s in sequences) and sums["places"] == 6 * 128
+    np.testing.assert_allclose(total, expected_total, rtol=1e-6)
+
+    def compare(path, actual, expected):
+        name = jax.tree_util.keystr(path)
+        scale = np.abs(expected).max()
+        assert scale > 1e-3 or "k_proj" in name or "qkv" in name, name  # a key's bias cancels in the softmax
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * scale + 1e-6, err_msg=name)
+
+    jax.tree_util.tree_map_with_path(compare, gradients, expected_gradients)
 
 
 def test_segment_lengths():

@@ -45,7 +45,7 @@ def loss_fn(params, batch):
         hidden = hidden + jnp.tanh(normed @ module["mlp"]["kernel"] + module["mlp"]["bias"])
     losses = jnp.mean((hidden - batch["targets"]) ** 2, axis=-1)
     count = jnp.sum(batch["mask"])
-    return jnp.sum(losses * batch["mask"]), count, {"tokens": count}
+    return jnp.sum(losses * batch["mask"]), count, {"tokens": count, "places": jnp.asarray(len(losses))}
 
 
 def make_batch(rng, rows=8, width=WIDTH):

@@ -63,6 +63,11 @@ def to_huggingface(
     if not (source_dir / "config.json").is_file():
         raise CheckpointError(f"{source_dir} holds no config.json; name the checkpoint folder the training began from")
     params = _restore_params(*_locate(source))
+    if "decoder" not in params:
+        raise CheckpointError(
+            f"{source} holds {', '.join(params)} and no decoder: a LoRA stage leaves the frozen model out of its "
+            "checkpoints; finish the run, which exports it merged"
+        )
     config = dataclasses.replace(load_config(source_dir), scan_layers="layers" in params["decoder"])
     save_checkpoint(directory, params, config, dtype, source_dir)
     return {"path": str(directory), "parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from jvlmm.models.config import ModelConfig
 
 # Prefixes of transformers 5's modules -> those of the hub's files, which are the canonical keys here.
 _RENAMED = ((re.compile(r"^model\.visual\."), "visual."), (re.compile(r"^model\.language_model\."), "model."))
+_MODULES = (("visual.", "model.visual."), ("model.", "model.language_model."))  # and back
 _DERIVED = re.compile(r"(^|\.)(rotary_emb|rotary_pos_emb)\.inv_freq$")  # buffers that old files carry
 
 
@@ -52,6 +54,10 @@ class Tensor:
         inner, inner_rest = _unfold(columns, index[:first])
         return block.T.reshape(*inner, *outer)[(*inner_rest, *outer_rest)]
 
+    def layer(self, param: Any) -> Any:
+        """What belongs to this tensor of an array that is laid out as the parameter."""
+        return param if self.row is None else param[self.row]
+
     def to_stored(self, array: np.ndarray) -> np.ndarray:
         """The tensor to write for the parameter (or row) `array`; contiguous."""
         if self.inputs:
@@ -64,6 +70,15 @@ def canonical_key(key: str) -> str:
     for prefix, replacement in _RENAMED:
         key = prefix.sub(replacement, key)
     return key
+
+
+def module_name(tensor: Tensor) -> str:
+    """The module of transformers 5 that holds this tensor as its weight or bias."""
+    module, _, _ = tensor.key.rpartition(".")
+    for prefix, renamed in _MODULES:
+        if module.startswith(prefix):
+            return renamed + module.removeprefix(prefix)
+    return module
 
 
 def is_redundant(key: str, config: ModelConfig) -> bool:

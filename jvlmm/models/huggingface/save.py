@@ -20,6 +20,7 @@ from jvlmm.models.config import ModelConfig
 from jvlmm.models.huggingface.config import generation_config, hub_config, read_json
 from jvlmm.models.huggingface.files import INDEX_FILE, SINGLE_FILE
 from jvlmm.models.huggingface.names import Tensor, checkpoint_tensors
+from jvlmm.sharding.hosts import wait_for_all
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _COMPANIONS = (
@@ -44,8 +45,8 @@ def save_checkpoint(
     """Write `params` as a checkpoint that transformers opens: the hub's key names and its flat config.json.
 
     Everything is written beside `directory` and renamed at the end; an earlier checkpoint there is replaced only
-    then, and its other files are kept. One shard at a time is on the host. With several processes all of them
-    must call; the first writes.
+    then, and its other files are kept. One shard at a time is on the host. Where `params` are split over several
+    processes, all of these must call; the first writes, and none returns before it has.
 
     Args:
       dtype: of the stored tensors: float32, bfloat16 or float16.
@@ -75,7 +76,7 @@ def save_checkpoint(
             for name in shards:  # safetensors writes files that only their owner may read
                 shutil.copymode(partial_dir / "config.json", partial_dir / name)
             _keep_other_files(directory, partial_dir)
-            _swap(partial_dir, directory)
+            swap_in(partial_dir, directory)
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
@@ -84,6 +85,8 @@ def save_checkpoint(
     finally:
         if writes:
             shutil.rmtree(partial_dir, ignore_errors=True)
+    if not all(getattr(array, "is_fully_addressable", True) for array in flat.values()):
+        wait_for_all(f"saved {directory}")
 
 
 def copy_companions(source: str | Path, target: str | Path) -> None:
@@ -128,10 +131,15 @@ def _plan_shards(tensors: list[Tensor], itemsize: int, max_bytes: int) -> dict[s
 
 
 def _stored(param: jax.Array, tensor: Tensor, dtype: str) -> np.ndarray:
-    array = (param if tensor.row is None else param[tensor.row]).astype(dtype)
+    return tensor.to_stored(on_host(tensor.layer(param), dtype))
+
+
+def on_host(array: jax.Array, dtype: str) -> np.ndarray:
+    """The whole array as `dtype`, wherever its parts lie; all processes must call."""
+    array = array.astype(dtype)
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
-    return tensor.to_stored(np.asarray(array))
+    return np.asarray(array)
 
 
 def _prepare(directory: Path, partial_dir: Path, source_dir: str | Path | None) -> None:
@@ -149,18 +157,19 @@ def _prepare(directory: Path, partial_dir: Path, source_dir: str | Path | None) 
 def _write_json_files(
     partial_dir: Path, config: ModelConfig, dtype: str, shards: Mapping[str, list[Tensor]], source_dir: Any
 ) -> None:
-    _write_json(partial_dir / "config.json", hub_config(config, dtype))
+    write_json(partial_dir / "config.json", hub_config(config, dtype))
     source = None if source_dir is None else Path(source_dir) / "generation_config.json"
     sampling = read_json(source) if source is not None and source.is_file() else {"do_sample": False}
-    _write_json(partial_dir / "generation_config.json", {**sampling, **generation_config(config)})
+    write_json(partial_dir / "generation_config.json", {**sampling, **generation_config(config)})
     if len(shards) > 1:
         weight_map = {tensor.key: name for name, shard in shards.items() for tensor in shard}
         elements = sum(math.prod(tensor.stored_shape) for shard in shards.values() for tensor in shard)
         total = elements * jnp.dtype(dtype).itemsize
-        _write_json(partial_dir / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(partial_dir / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write indented JSON."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -176,7 +185,7 @@ def _files(directory: Path) -> Iterator[Path]:
     return directory.iterdir() if directory.is_dir() else iter(())
 
 
-def _swap(partial_dir: Path, directory: Path) -> None:
+def swap_in(partial_dir: Path, directory: Path) -> None:
     """Put the finished folder in place; the earlier one goes only once the new one stands."""
     earlier = directory.with_name(f".{directory.name}.earlier")
     shutil.rmtree(earlier, ignore_errors=True)

@@ -1,0 +1,221 @@
+"""Two processes train as one: the same losses, one end for both, and a run that goes on in another number of them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from PIL import Image
+
+import jvlmm
+from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.models.huggingface import load_config, save_checkpoint
+from jvlmm.models.qwen2_5_vl import init_params
+from jvlmm.recipes.runner import run_recipe
+
+ASSET = Path(jvlmm.__file__).parent / "assets/tiny"
+STEPS, KILLED_AFTER, CHECKPOINT_EVERY = 23, 20, 8
+CONFIG = """
+from jvlmm.recipes.recipe import Recipe
+from jvlmm.recipes.sources import Source, VisionOptions
+from jvlmm.recipes.training import SFT
+from jvlmm.sharding.mesh import MeshOptions
+from jvlmm.training.optimizer import OptimizerOptions
+from jvlmm.video.budget import PixelOptions
+
+ROOT = {root!r}
+
+
+def recipe():
+    train = SFT(
+        model=f"{{ROOT}}/model",
+        sources=(Source(f"{{ROOT}}/rows.jsonl"),),
+        style="direct",
+        steps={steps},
+        batch_size=8,
+        length_buckets=(96,),
+        vision=VisionOptions(pixels=PixelOptions(784, 3136, 784, 3136), workers=0, patch_buckets=(128,)),
+        optimizer=OptimizerOptions(learning_rate=1e-3),
+        mesh=MeshOptions(data=4, fsdp=2),
+        log_every=1,
+        checkpoint_every={checkpoint_every},
+        export_dtype="float32",
+    )
+    return Recipe(name="job", workdir="unused", stages=(train,))
+"""
+# Losing a process is noticed after seconds here, not after half a minute. The second one kills itself at a step.
+PROGRAM = """
+import os, signal, sys
+from jvlmm.sharding import watch
+from jvlmm.training.step import TrainStep
+
+watch._SILENCE_S = 6.0
+calls, take_step = 0, TrainStep.__call__
+
+
+def counted(self, *arguments):
+    global calls
+    calls += 1
+    if calls == {kill_at} and os.environ["JVLMM_PROCESS_ID"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take_step(self, *arguments)
+
+
+TrainStep.__call__ = counted
+from jvlmm.cli.main import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def write_rows(folder):
+    """Images of two sizes and questions of many lengths; one image cannot be read."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(20):
+        size = (56, 28 + 28 * (number % 2))
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number}.png")
+        rows.append(
+            {
+                "id": f"r{number}",
+                "question": "Which shape is red?" + " And which is blue?" * (number % 4),
+                "answer": str(number % 7),
+                "answer_type": "number",
+                "media": [{"type": "image", "path": f"{number}.png"}] if number % 5 else [],
+                "response": str(number % 7),
+            }
+        )
+    (folder / "7.png").write_bytes(b"no image")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The configuration file of a stage that trains one layer on twenty rows."""
+    if jax.device_count() < 8:
+        pytest.skip(f"needs 8 (simulated) devices, found {jax.device_count()}")
+    folder = tmp_path_factory.mktemp("job")
+    tokenizer, tiny = ChatTokenizer.from_pretrained(ASSET), load_config(ASSET)
+    small = replace(
+        tiny,
+        text=replace(tiny.text, num_layers=1, vocab_size=624),
+        vision=replace(tiny.vision, depth=1, fullatt_block_indexes=(0,)),
+        tokens=tokenizer.special_tokens,
+        scan_layers=False,
+    )
+    save_checkpoint(folder / "model", init_params(small, jax.random.key(0)), small, "float32", source_dir=ASSET)
+    write_rows(folder)
+    path = folder / "config.py"
+    path.write_text(CONFIG.format(root=str(folder), steps=STEPS, checkpoint_every=CHECKPOINT_EVERY))
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What one process compiles is not compiled again when it resumes."""
+    changed = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+    }
+    before = {name: getattr(jax.config, name) for name in changed}
+    for settings in (changed, before):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        reset_cache()
+        if settings is changed:
+            yield
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    """The run directory of one process with eight devices."""
+    workdir = tmp_path_factory.mktemp("alone")
+    run_recipe(config, workdir)
+    return workdir
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_processes(program, variables, *arguments):
+    """Two processes with four devices each."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(Path(jvlmm.__file__).parents[1]),
+        "JVLMM_COORDINATOR": f"127.0.0.1:{free_port()}",
+        "JVLMM_NUM_PROCESSES": "2",
+        **variables,
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env={**environment, "JVLMM_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def losses(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+
+
+def assert_equal(actual, expected):
+    for step, loss in expected.items():
+        assert abs(actual[step] - loss) <= 1e-5 * abs(loss), f"step {step}: {actual[step]} instead of {loss}"
+
+
+def test_losses_of_one_process_a_kill_and_a_resume_in_another_number(config, alone, tmp_path):
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled")}
+    program = PROGRAM.format(kill_at=KILLED_AFTER + 2)  # the metrics of a step are written one step later
+    job = start_processes(program, compiled, "run", str(config), "--workdir", str(tmp_path))
+    outputs = [process.communicate(timeout=280) for process in job]
+    assert [process.returncode for process in job] == [1, -signal.SIGKILL], outputs
+    assert outputs[0][1].splitlines()[-1].startswith("jvlmm: error: process 1 of 2 ended the job: no sign of life for")
+    expected = losses(alone)
+    assert_equal(losses(tmp_path), {step: expected[step] for step in range(1, KILLED_AFTER + 1)})
+
+    result = run_recipe(config, tmp_path)["stages"]["sft"]
+    assert (result["examples"], result["rejected"]) == (20, 1)
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 1
+    assert set(losses(tmp_path)) == set(expected) == set(range(1, STEPS + 1))
+    assert_equal(losses(tmp_path), expected)
+
+
+TERMINATED = """
+import os, signal, sys, time
+from jvlmm.sharding.hosts import joined
+from jvlmm.training.preemption import Preempted, Preemption
+
+with joined(os.environ), Preemption() as preemption:
+    for step in range(1000):
+        if step == 3 and os.environ["JVLMM_PROCESS_ID"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        if preemption.reached():
+            print(step)
+            raise Preempted
+"""
+
+
+def test_sigterm_in_one_process_ends_both_after_the_same_step():
+    job = start_processes(TERMINATED, {})
+    outputs = [process.communicate(timeout=120) for process in job]
+    assert [process.returncode for process in job] == [143, 143], outputs
+    steps = {out.splitlines()[-1] for out, _ in outputs}
+    assert steps == {"4"}, "one step after the signal"
