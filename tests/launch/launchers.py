@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
@@ -58,7 +59,12 @@ class Programs:
         )
 
     def start(self, *command: object) -> subprocess.Popen:
-        """In a process group of its own, as a terminal starts it."""
+        """In a process group of its own, as a terminal starts it; heeding what the tests were started to ignore."""
+
+        def heed_signals() -> None:
+            for number in (signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+
         return subprocess.Popen(
             [str(part) for part in command],
             cwd=ROOT,
@@ -67,6 +73,7 @@ class Programs:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_signals,
         )
 
 
