@@ -70,11 +70,15 @@ class BatchOptions:
             )
 
     @property
+    def held_shards(self) -> Sized[int]:
+        """Numbers of the shards whose rows this process holds, in the order it holds them."""
+        return range(self.shards) if self.held is None else self.held
+
+    @property
     def held_rows(self) -> list[int]:
-        """Numbers of the rows this process holds, in the order it holds them."""
+        """Numbers of those rows."""
         of_shard = self.batch_size // self.shards
-        held = range(self.shards) if self.held is None else self.held
-        return [shard * of_shard + row for shard in held for row in range(of_shard)]
+        return [shard * of_shard + row for shard in self.held_shards for row in range(of_shard)]
 
 
 def abstract_batch(options: BatchOptions, config: ModelConfig, frame_patches: int | None) -> Batch:
@@ -222,8 +226,7 @@ def _vision(
     if devices == 1:
         vision, features = build_vision_inputs(pixels[0], grids[0], config.vision, buckets, options.fold)
         return vision, _by_sequence(sequences, [features])
-    held = range(options.shards) if options.held is None else options.held
-    chosen = [shard * options.parts + part for shard in held for part in range(options.parts)]
+    chosen = [shard * options.parts + part for shard in options.held_shards for part in range(options.parts)]
     vision, found = build_vision_shards(pixels, grids, config.vision, buckets, options.fold, chosen)
     merged = config.vision.spatial_merge_size**2
     of_part = vision.pixels.shape[1] // merged

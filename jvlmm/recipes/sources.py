@@ -45,8 +45,8 @@ class Source:
     `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, the answer to the `open`
     question without options, the answer `explained` by the thought as plain text, a `lettered` list of its options
     without the media, one of `lettered_pairs` of words, or the `captions` of its scene (the last two only of Moving
-    Shapes). `turns` above 1 asks so many
-    questions about the same media in one conversation. `repeat` makes a source weigh more.
+    Shapes). `turns` above 1 asks so many questions about the same media in one conversation. `repeat` makes a source
+    weigh more.
     """
 
     path: str  # or stage:NAME

@@ -24,7 +24,7 @@ from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
 from jvlmm.reporting.writers import MetricsWriter
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
-from jvlmm.sharding.rules import ShardingRules
+from jvlmm.sharding.rules import ShardingRules, laid_out
 from jvlmm.training.checkpoints import Checkpoints
 from jvlmm.training.flops import model_flops, update_flops
 from jvlmm.training.loop import FitOptions, fit
@@ -151,8 +151,7 @@ class SFT:
         prepared = self.prepare(config, mesh, platform)
         frame = self.vision.pixels.video_max_pixels // config.vision.patch_size**2 if media else None
         batch = abstract_batch(self.batch(mesh), config, frame)
-        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-        placed = jax.tree.map(place, batch, batch_shardings(batch, mesh, self.rules))
+        placed = laid_out(batch, batch_shardings(batch, mesh, self.rules))
         lengths = np.full(self.batch_size, self.length_buckets[-1])
         patches = self.vision.patch_buckets[-1] if media else 0
         flops = update_flops(config, lengths, patches, frame or 0, prepared.freeze, prepared.adapted)

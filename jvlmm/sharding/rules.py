@@ -108,6 +108,12 @@ def mesh_axes(spec: PartitionSpec | tuple[str | MeshAxes | None, ...]) -> MeshAx
     return tuple(name for entry in spec for name in ((entry,) if isinstance(entry, str) else entry or ()))
 
 
+def laid_out(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs of the arrays of `tree` (or of others) that say how they lie; `shardings` is a tree like it."""
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, tree, shardings)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

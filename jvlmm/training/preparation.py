@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.qwen2_5_vl import abstract_params
-from jvlmm.sharding.rules import ShardingRules, named_shardings
+from jvlmm.sharding.rules import ShardingRules, laid_out, named_shardings
 from jvlmm.training.lora import (
     ADAPTERS,
     LoraOptions,
@@ -65,6 +65,4 @@ def prepare_sft(
     state = jax.eval_shape(create, shapes)
     shardings = state_shardings(state, named_shardings(mesh, rules, logical, state.params), mesh)
     step = make_train_step(loss_fn, rule, shardings, batch_placement(mesh, rules, batch_size), platform=platform)
-    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    placed = jax.tree.map(place, state, shardings)
-    return PreparedTraining(create, step, placed, shardings, optimizer.freeze, adapted)
+    return PreparedTraining(create, step, laid_out(state, shardings), shardings, optimizer.freeze, adapted)

@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jvlmm.errors import CheckpointError
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.huggingface.names import checkpoint_tensors, module_name
-from jvlmm.models.huggingface.save import on_host, swap_in, write_json
+from jvlmm.models.huggingface.save import make_anew, on_host, write_json, written_whole
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
@@ -40,19 +39,11 @@ def save_adapter(
         return
     if directory.exists() and not (directory / CONFIG_FILE).is_file():
         raise CheckpointError(f"{directory} holds something other than an adapter; choose a new folder")
-    partial_dir = directory.with_name(f".{directory.name}.partial")
-    try:
-        shutil.rmtree(partial_dir, ignore_errors=True)
-        partial_dir.mkdir(parents=True)
+    with written_whole(directory, "adapter") as partial_dir:
+        make_anew(partial_dir)
         save_file(weights, partial_dir / WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(partial_dir / CONFIG_FILE, _peft_config(modules, rank, alpha, base))
         shutil.copymode(partial_dir / CONFIG_FILE, partial_dir / WEIGHTS_FILE)
-        swap_in(partial_dir, directory)
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"cannot write the adapter {directory}: {reason}; free space or choose another") from None
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
 
 
 def _weights(flat: Mapping[str, Any], config: ModelConfig) -> tuple[dict[str, np.ndarray], list[str], int]:

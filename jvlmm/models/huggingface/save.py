@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,7 @@ def save_checkpoint(
     _check_params(flat, tensors)
     shards = _plan_shards(tensors, jnp.dtype(dtype).itemsize, max_shard_bytes)
     writes = jax.process_index() == 0
-    partial_dir = directory.with_name(f".{directory.name}.partial")
-    try:
+    with written_whole(directory, "checkpoint", writes) as partial_dir:
         if writes:
             _prepare(directory, partial_dir, source_dir)
         for name, shard in shards.items():
@@ -76,15 +76,6 @@ def save_checkpoint(
             for name in shards:  # safetensors writes files that only their owner may read
                 shutil.copymode(partial_dir / "config.json", partial_dir / name)
             _keep_other_files(directory, partial_dir)
-            swap_in(partial_dir, directory)
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"cannot write the checkpoint {directory}: {reason}; free space or choose another"
-        ) from None
-    finally:
-        if writes:
-            shutil.rmtree(partial_dir, ignore_errors=True)
     if not all(getattr(array, "is_fully_addressable", True) for array in flat.values()):
         wait_for_all(f"saved {directory}")
 
@@ -142,16 +133,40 @@ def on_host(array: jax.Array, dtype: str) -> np.ndarray:
     return np.asarray(array)
 
 
+@contextmanager
+def written_whole(directory: Path, what: str, writes: bool = True) -> Iterator[Path]:
+    """Context with the path of a folder to make; at its end that takes the place of `directory`, or else it vanishes.
+
+    Where it cannot be written, CheckpointError calls it `what`. A process that does not write leaves the folder alone.
+    """
+    partial_dir = directory.with_name(f".{directory.name}.partial")
+    try:
+        yield partial_dir
+        if writes:
+            _swap(partial_dir, directory)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"cannot write the {what} {directory}: {reason}; free space or choose another") from None
+    finally:
+        if writes:
+            shutil.rmtree(partial_dir, ignore_errors=True)
+
+
 def _prepare(directory: Path, partial_dir: Path, source_dir: str | Path | None) -> None:
     entries = list(directory.iterdir()) if directory.is_dir() else []
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory} is a file; choose a folder to write the checkpoint to")
     if entries and (not (directory / "config.json").is_file() or any(entry.is_dir() for entry in entries)):
         raise CheckpointError(f"{directory} holds something other than a checkpoint; choose an empty or a new folder")
-    shutil.rmtree(partial_dir, ignore_errors=True)
-    partial_dir.mkdir(parents=True)
+    make_anew(partial_dir)
     if source_dir is not None:
         copy_companions(source_dir, partial_dir)
+
+
+def make_anew(folder: Path) -> None:
+    """An empty folder, whatever an interrupted run has left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _write_json_files(
@@ -185,7 +200,7 @@ def _files(directory: Path) -> Iterator[Path]:
     return directory.iterdir() if directory.is_dir() else iter(())
 
 
-def swap_in(partial_dir: Path, directory: Path) -> None:
+def _swap(partial_dir: Path, directory: Path) -> None:
     """Put the finished folder in place; the earlier one goes only once the new one stands."""
     earlier = directory.with_name(f".{directory.name}.earlier")
     shutil.rmtree(earlier, ignore_errors=True)
