@@ -54,4 +54,29 @@ overrides_only() { # overrides_only ARGUMENT…
     done
 }
 
+# The launcher's `flag NAME` says whether it has such an option without a value; `option NAME VALUE` takes all others.
+parse() { # parse ARGUMENT…: the launcher's options, then the recipe's file and overrides, into `config` and `overrides`
+    while (($#)); do
+        case $1 in
+            --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
+            --dry-run) dry_run=1 ;;
+            --*)
+                if ! flag "$1"; then
+                    [[ $# -gt 1 ]] || die "$1 is unknown or lacks its value; see launch/${0##*/} --help" 2
+                    option "$1" "$2"
+                    shift
+                fi
+                ;;
+            *)
+                # shellcheck disable=SC2034  # the launcher reads it
+                config=$1
+                overrides=("${@:2}")
+                overrides_only "${overrides[@]}"
+                return
+                ;;
+        esac
+        shift
+    done
+}
+
 print_help() { sed -n '2,/^$/{/^#/!q;s/^# \{0,1\}//;p}' "$0"; }

@@ -158,29 +158,14 @@ finish() { # at the end of `train`, however it ends: slices that nobody uses sti
     exit "$status"
 }
 
-parse() {
-    while (($#)); do
-        case $1 in
-            --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
-            --spot) capacity=(--spot) ;;
-            --on-demand) capacity=() ;;
-            --reserved) capacity=(--reserved) ;;
-            --keep) keep=1 ;;
-            --dry-run) dry_run=1 ;;
-            --*)
-                [[ $# -gt 1 ]] || die "$1 is unknown or lacks its value; see launch/tpu_vm.sh --help" 2
-                option "$1" "$2"
-                shift
-                ;;
-            *)
-                config=$1
-                overrides=("${@:2}")
-                overrides_only "${overrides[@]}"
-                return
-                ;;
-        esac
-        shift
-    done
+flag() { # flag NAME: whether there is such an option without a value
+    case $1 in
+        --spot) capacity=(--spot) ;;
+        --on-demand) capacity=() ;;
+        --reserved) capacity=(--reserved) ;;
+        --keep) keep=1 ;;
+        *) return 1 ;;
+    esac
 }
 
 option() { # option NAME VALUE

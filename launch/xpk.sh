@@ -59,26 +59,7 @@ train() {
     return "$status"
 }
 
-parse() {
-    while (($#)); do
-        case $1 in
-            --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
-            --dry-run) dry_run=1 ;;
-            --*)
-                [[ $# -gt 1 ]] || die "$1 is unknown or lacks its value; see launch/xpk.sh --help" 2
-                option "$1" "$2"
-                shift
-                ;;
-            *)
-                config=$1
-                overrides=("${@:2}")
-                overrides_only "${overrides[@]}"
-                return
-                ;;
-        esac
-        shift
-    done
-}
+flag() { return 1; } # it has none of its own
 
 option() { # option NAME VALUE
     case $1 in
