@@ -1,6 +1,7 @@
 """Eight simulated CPU devices, few threads, and the folder of real videos where there is one."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch, where parity tests import it
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `toy_model`
 
 
 @pytest.fixture(scope="session")

@@ -7,30 +7,14 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from toy_model import CONFIG
 
 from jvlmm.errors import CheckpointError
-from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
 from jvlmm.models.huggingface import save_adapter, save_checkpoint
 from jvlmm.models.huggingface.config import hub_config
 from jvlmm.models.qwen2_5_vl import abstract_params, stack_layers
 from jvlmm.training.lora import LoraOptions, init_adapters, merge_adapters
 
-CONFIG = ModelConfig(
-    vision=VisionConfig(
-        depth=2, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64, fullatt_block_indexes=(1,)
-    ),
-    text=TextConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=80,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        mrope_section=(2, 3, 3),
-        tie_word_embeddings=False,
-    ),
-    tokens=SpecialTokens(image=90, video=91, vision_start=92, vision_end=93, eos=(94,), pad=95),
-)
 SCANNED = dataclasses.replace(CONFIG, scan_layers=True)
 OPTIONS = LoraOptions(rank=4, alpha=6.0, targets=("*",))
 

@@ -11,31 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import toy_model
 from safetensors.numpy import load_file, save_file
 
 from jvlmm.errors import CheckpointError
 from jvlmm.models import qwen2_5_vl
-from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
 from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
 from jvlmm.models.huggingface.convert import from_huggingface, to_huggingface
 from jvlmm.training.checkpoints import Checkpoints
 from jvlmm.training.state import TrainState
 
-CONFIG = ModelConfig(
-    vision=VisionConfig(
-        depth=1, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64, fullatt_block_indexes=(0,)
-    ),
-    text=TextConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=80,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        mrope_section=(2, 3, 3),
-        tie_word_embeddings=True,
-    ),
-    tokens=SpecialTokens(image=90, video=91, vision_start=92, vision_end=93, eos=(94, 95), pad=95),
+CONFIG = dataclasses.replace(
+    toy_model.CONFIG,
+    vision=dataclasses.replace(toy_model.CONFIG.vision, depth=1, fullatt_block_indexes=(0,)),
+    text=dataclasses.replace(toy_model.CONFIG.text, tie_word_embeddings=True),
+    tokens=dataclasses.replace(toy_model.CONFIG.tokens, eos=(94, 95)),
 )
 
 

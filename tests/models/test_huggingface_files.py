@@ -10,31 +10,21 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import toy_model
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from toy_model import needs_eight
 
 from jvlmm.models import qwen2_5_vl
-from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
 from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
 from jvlmm.models.presets import PRESETS
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules, named_shardings
 
-CONFIG = ModelConfig(
-    vision=VisionConfig(
-        depth=2, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64, fullatt_block_indexes=(1,)
-    ),
-    text=TextConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=80,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=2,
-        mrope_section=(2, 3, 3),
-        tie_word_embeddings=False,
-    ),
-    tokens=SpecialTokens(image=90, video=91, vision_start=92, vision_end=93, eos=(94, 95), pad=95),
+CONFIG = dataclasses.replace(
+    toy_model.CONFIG,
+    text=dataclasses.replace(toy_model.CONFIG.text, num_layers=3),
+    tokens=dataclasses.replace(toy_model.CONFIG.tokens, eos=(94, 95)),
 )
 
 
@@ -102,7 +92,7 @@ def test_dtypes_in_files_and_in_memory(tmp_path, dtype, param_dtype):
     assert_same(loaded, jax.tree.map(lambda leaf: leaf.astype(stored).astype(target), params))
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason=f"needs 8 (simulated) devices, there are {jax.device_count()}")
+@needs_eight
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("override", [{}, {"head_dim": ("tensor",), "heads": (), "kv_heads": (), "qkv": ()}])
 def test_each_device_reads_its_own_slices(tmp_path, scan_layers, override):

@@ -4,15 +4,12 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
+from toy_model import needs_eight
 
 from jvlmm.config import apply_overrides
 from jvlmm.errors import ConfigError
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules, batch_sharding, named_shardings, partition_spec
-
-needs_eight = pytest.mark.skipif(
-    jax.device_count() < 8, reason=f"needs 8 (simulated) devices, there are {jax.device_count()}"
-)
 
 
 @needs_eight

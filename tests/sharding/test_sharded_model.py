@@ -5,37 +5,17 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from toy_model import CONFIG, needs_eight
 
 from jvlmm.data.batch import BatchOptions, collate
 from jvlmm.data.sequence import Sequence
 from jvlmm.models import qwen2_5_vl
-from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules, named_shardings, replicated
 from jvlmm.training.placement import batch_placement, row_shards
 from jvlmm.training.sft import make_sft_loss
 from jvlmm.video.clip import Patches
 
-needs_eight = pytest.mark.skipif(
-    jax.device_count() < 8, reason=f"needs 8 (simulated) devices, there are {jax.device_count()}"
-)
-
-CONFIG = ModelConfig(
-    vision=VisionConfig(
-        depth=2, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64, fullatt_block_indexes=(1,)
-    ),
-    text=TextConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=80,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        mrope_section=(2, 3, 3),
-        tie_word_embeddings=False,
-    ),
-    tokens=SpecialTokens(image=90, video=91, vision_start=92, vision_end=93, eos=(94,), pad=95),
-)
 ROWS, LENGTH, GRID = 8, 16, (2, 4, 4)  # 8 visual tokens a row, after 2 of text
 
 

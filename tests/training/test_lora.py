@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_model
 from flax.traverse_util import flatten_dict
+from toy_model import needs_eight
 
 from jvlmm.data.batch import BatchOptions, collate
 from jvlmm.data.sequence import Sequence
 from jvlmm.errors import CheckpointError, ConfigError
-from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
 from jvlmm.models.huggingface.convert import to_huggingface
 from jvlmm.models.huggingface.save import write_json
 from jvlmm.models.qwen2_5_vl import abstract_params, stack_layers
@@ -35,30 +36,12 @@ from jvlmm.training.sft import make_sft_loss
 from jvlmm.training.state import TrainState
 from jvlmm.video.clip import Patches
 
-CONFIG = ModelConfig(
-    vision=VisionConfig(
-        depth=1, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64, fullatt_block_indexes=(0,)
-    ),
-    text=TextConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=80,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        mrope_section=(2, 3, 3),
-        tie_word_embeddings=False,
-    ),
-    tokens=SpecialTokens(image=90, video=91, vision_start=92, vision_end=93, eos=(94,), pad=95),
-)
+CONFIG = replace(toy_model.CONFIG, vision=replace(toy_model.CONFIG.vision, depth=1, fullatt_block_indexes=(0,)))
 SCANNED = replace(CONFIG, scan_layers=True, remat="full")
 EVERYWHERE = LoraOptions(rank=3, alpha=5.0, targets=("*",))
 OPTIMIZER = OptimizerOptions(learning_rate=1e-2, schedule="constant", weight_decay=0.1)
 ALONE = make_mesh(MeshOptions(1), jax.devices()[:1])
 ROWS, LENGTH = 8, 16
-needs_eight = pytest.mark.skipif(
-    jax.device_count() < 8, reason=f"needs 8 (simulated) devices, there are {jax.device_count()}"
-)
 
 
 def make_batch(shards=1, parts=1):

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_model
 
 from jvlmm.data.batch import Batch, BatchOptions, collate
 from jvlmm.data.positions import mrope_positions
 from jvlmm.data.sequence import Sequence
-from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
+from jvlmm.models.config import TextConfig
 from jvlmm.models.qwen2_5_vl import abstract_params, forward, init_params, logits
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules, named_shardings
@@ -22,22 +23,7 @@ from jvlmm.training.state import create_state
 from jvlmm.training.step import make_train_step
 from jvlmm.video.clip import Patches
 
-CONFIG = ModelConfig(
-    vision=VisionConfig(
-        depth=2, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64, fullatt_block_indexes=(1,)
-    ),
-    text=TextConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=80,
-        num_layers=1,
-        num_heads=4,
-        num_kv_heads=2,
-        mrope_section=(2, 3, 3),
-        tie_word_embeddings=True,
-    ),
-    tokens=SpecialTokens(image=90, video=91, vision_start=92, vision_end=93, eos=(94,), pad=95),
-)
+CONFIG = replace(toy_model.CONFIG, text=replace(toy_model.CONFIG.text, num_layers=1, tie_word_embeddings=True))
 GRID = (1, 4, 4)
 MEDIA = (1, 1, 2, 0, 1, 2, 1, 1)  # images in each row
 
