@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jvlmm.errors import ConfigError
@@ -38,11 +39,31 @@ MESH_AXES = tuple(field.name for field in fields(MeshOptions))
 def make_mesh(options: MeshOptions, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh with the axes of MESH_AXES over `devices` (all devices by default), ordered for locality.
 
-    Raises ConfigError where the axes do not multiply to the number of devices.
+    TPU devices of several slices lie so that only `data`, and `fsdp` where that is not enough, goes between slices.
+    Raises ConfigError where the axes do not multiply to the number of devices, or would have to go between slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = _mesh_shape(options, len(devices))
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    between = _shape_between_slices(shape, slices)
+    within = tuple(size // count for size, count in zip(shape, between, strict=True))
+    grid = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=types)
+
+
+def _shape_between_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...]:
+    data, fsdp = shape[:2]
+    by_data = math.gcd(data, slices)
+    by_fsdp = slices // by_data
+    if fsdp % by_fsdp:
+        raise ConfigError(
+            f"mesh data={data}, fsdp={fsdp} cannot go between {slices} slices; make data a multiple of {slices}, "
+            "or their product"
+        )
+    return (by_data, by_fsdp, *(1 for _ in shape[2:]))
 
 
 def _mesh_shape(options: MeshOptions, count: int) -> tuple[int, ...]:

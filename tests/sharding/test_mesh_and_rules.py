@@ -1,5 +1,7 @@
 """Meshes over simulated devices, and the table from logical to mesh axes."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -35,6 +37,35 @@ def test_mesh_takes_all_devices_on_auto_axes(options, shape):
 def test_mesh_that_does_not_divide_is_refused(options):
     with pytest.raises(ConfigError, match=r"does not fit 8 device\(s\).*-1"):
         make_mesh(options, jax.devices()[:8])
+
+
+class SliceDevice(types.SimpleNamespace):
+    """What a mesh asks of a device of a job with several slices."""
+
+    __hash__ = object.__hash__
+
+
+def two_slices():
+    of_all = {"platform": "cpu", "device_kind": "cpu", "process_index": 0}
+    return [SliceDevice(id=i, slice_index=i % 2, **of_all) for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("options", "slices"),  # of the devices along data, then fsdp
+    [
+        (MeshOptions(data=2, fsdp=-1), [[0, 0, 0, 0], [1, 1, 1, 1]]),
+        (MeshOptions(data=4, fsdp=1, tensor=2), [[0, 0], [0, 0], [1, 1], [1, 1]]),
+        (MeshOptions(data=1, fsdp=4, context=2), [[0, 0, 0, 0, 1, 1, 1, 1]]),
+    ],
+)
+def test_only_data_or_fsdp_goes_between_slices(options, slices):
+    mesh = make_mesh(options, two_slices())
+    assert [[device.slice_index for device in row.flat] for row in mesh.devices] == slices
+
+
+def test_tensor_parallelism_between_slices_is_refused():
+    with pytest.raises(ConfigError, match="data=1, fsdp=1 cannot go between 2 slices; make data a multiple of 2"):
+        make_mesh(MeshOptions(data=1, tensor=-1), two_slices())
 
 
 @pytest.mark.parametrize("sizes", [{"data": 0}, {"tensor": -2}, {"data": -1, "fsdp": -1}])
