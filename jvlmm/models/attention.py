@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jvlmm.models import splash
+from jvlmm.models import cudnn, splash
 from jvlmm.models.config import ModelConfig
 
 _MASKED = -1e30
@@ -39,6 +39,8 @@ def attend(
     """
     if config is not None and config.attention == "splash" and splash.fits(query, key):
         return splash.attend(query, key, value, query_segments, key_segments, causal, config.rules)
+    if config is not None and config.attention == "cudnn" and cudnn.fits(query, key):
+        return cudnn.attend(query, key, value, query_segments, key_segments, causal)
     if not causal:
         return _attend_rows(query, key, value, query_segments, key_segments, None)
     length = query.shape[2]

@@ -87,5 +87,5 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     mlp_tile: int | None = None  # tokens of a row whose hidden units the decoder's MLP keeps at a time; None: all
-    attention: Literal["xla", "splash"] = "xla"
+    attention: Literal["xla", "splash", "cudnn"] = "xla"
     rules: ShardingRules | None = None

@@ -3,14 +3,23 @@
 from dataclasses import replace
 from typing import Literal
 
+from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 
+Attention = Literal["auto", "xla", "splash", "cudnn"]
 
-def for_training(config: ModelConfig, platform: str, remat: Literal["none", "dots", "full"] = "none") -> ModelConfig:
+
+def for_training(
+    config: ModelConfig,
+    platform: str,
+    remat: Literal["none", "dots", "full"] = "none",
+    attention: Attention = "auto",
+) -> ModelConfig:
     """`config` with float32 parameters; `platform` as `jax.default_backend()` names it.
 
     On CPU layers are unrolled and everything is float32, as bfloat16 products are emulated there; elsewhere layers
-    are scanned and products run in bfloat16. Attention is the splash kernel on TPU.
+    are scanned and products run in bfloat16. Attention is by default the splash kernel on TPU and XLA's elsewhere;
+    ConfigError where the platform has not the one asked for.
     """
     on_cpu = platform == "cpu"
     return replace(
@@ -21,8 +30,17 @@ def for_training(config: ModelConfig, platform: str, remat: Literal["none", "dot
         param_dtype="float32",
         remat=remat,
         mlp_tile=2048 if remat == "full" and not on_cpu else None,
-        attention="splash" if platform == "tpu" else "xla",
+        attention=_attention(attention, platform),
     )
+
+
+def _attention(asked: Attention, platform: str) -> Literal["xla", "splash", "cudnn"]:
+    if asked == "auto":
+        return "splash" if platform == "tpu" else "xla"
+    home = {"splash": "tpu", "cudnn": "gpu"}.get(asked, platform)
+    if home != platform:
+        raise ConfigError(f"attention={asked!r} runs on {home.upper()} alone, this is {platform.upper()}; choose auto")
+    return asked
 
 
 def for_inference(config: ModelConfig, platform: str) -> ModelConfig:

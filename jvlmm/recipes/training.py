@@ -17,7 +17,7 @@ from jvlmm.data.prompts import Style
 from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.models.config import ModelConfig
-from jvlmm.models.execution import for_training
+from jvlmm.models.execution import Attention, for_training
 from jvlmm.models.huggingface import load_config, load_params, save_adapter, save_checkpoint
 from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
@@ -61,6 +61,7 @@ class SFT:
     mesh: MeshOptions = field(default_factory=MeshOptions)
     rules: ShardingRules = field(default_factory=ShardingRules)
     remat: Literal["none", "dots", "full"] = "none"
+    attention: Attention = "auto"  # the platform's own
     log_every: int = 10
     checkpoint_every: int = 500
     wandb_project: str | None = None
@@ -164,7 +165,7 @@ class SFT:
 
     def execution(self, config: ModelConfig, mesh: Mesh, platform: str) -> ModelConfig:
         """`config` as this stage runs it."""
-        config = for_training(config, platform, self.remat)
+        config = for_training(config, platform, self.remat, self.attention)
         if self.lora is not None:  # frozen weights need no more digits than products take
             config = replace(config, param_dtype=config.dtype)
         return replace(config, rules=self.rules) if mesh.size > 1 else config

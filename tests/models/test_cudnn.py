@@ -1,0 +1,35 @@
+"""What surrounds cuDNN's kernel, with jax.nn's own attention in the kernel's place."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvlmm.models import cudnn
+from jvlmm.models.attention import attend
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_it_equals_the_reference_forward_and_backward(causal, packed):
+    key = jax.random.key(0)
+    shapes = ((2, 4, 24, 16), (2, 2, 24, 16), (2, 2, 24, 16), (2, 24, 4, 16))
+    *arrays, weights = (jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 4), shapes, strict=True))
+    segments = jnp.array(np.repeat([[1, 2, 0], [1, 1, 3]], 8, axis=1), jnp.int32) if packed else None
+
+    def outcome(function):
+        mixed = lambda x: jnp.sum(weights * function(*x, segments, segments, causal))  # noqa: E731
+        return function(*arrays, segments, segments, causal), jax.grad(mixed)(arrays)
+
+    expected = outcome(attend)
+    found = outcome(lambda *x: cudnn.attend(*x, implementation="xla"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, expected)
+
+
+def test_it_is_for_half_precision_and_several_queries():
+    def fits(length=64, head_dim=128, dtype=jnp.bfloat16):
+        shape = jax.ShapeDtypeStruct((1, 2, length, head_dim), dtype)
+        return cudnn.fits(shape, shape)
+
+    assert fits() and fits(head_dim=80)
+    assert not fits(dtype=jnp.float32) and not fits(length=1) and not fits(head_dim=160) and not fits(head_dim=20)
