@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from jvlmm.cli.options import MediaOptions
-from jvlmm.cli.pixels import checkpoint_pixels
 from jvlmm.cli.verb import Result
 from jvlmm.config import apply_overrides
 from jvlmm.data.example import Media
 from jvlmm.data.processor import ProcessorOptions
+from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps
 from jvlmm.rollout.checkpoint import generate_answer
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.host_memory import keep_freed_memory_on_cpu
@@ -19,6 +19,7 @@ from jvlmm.video.workers import Decoder
 class GenerateOptions(MediaOptions):
     """What `a.b=c` may set."""
 
+    timestamps: str = ""  # see ProcessorOptions
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     max_length: int = 8192  # tokens of the prompt, visual tokens included
 
@@ -26,12 +27,14 @@ class GenerateOptions(MediaOptions):
 def answer(model: str, media: Sequence[Media], question: str, think: bool, overrides: Sequence[str]) -> Result:
     """The fields of `rollout.generator.Response` that say something of one answer."""
     keep_freed_memory_on_cpu()
-    options = apply_overrides(GenerateOptions(pixels=checkpoint_pixels(model)), overrides)
+    asked_for = GenerateOptions(pixels=checkpoint_pixels(model), timestamps=checkpoint_timestamps(model))
+    options = apply_overrides(asked_for, overrides)
     processor = ProcessorOptions(
         style="think" if think else "describe",
         frames=options.frames,
         pixels=options.pixels,
         max_length=options.max_length,
+        timestamps=options.timestamps,
     )
     with Decoder(limits=options.limits) as decoder:
         response = asdict(generate_answer(model, media, question, decoder, processor, options.sampling))

@@ -91,13 +91,18 @@ def check_file(args: argparse.Namespace) -> Result:
 
     if args.model is None:
         return data_check(args.file)
-    from jvlmm.cli.pixels import checkpoint_pixels
     from jvlmm.data.processor import Processor, ProcessorOptions
+    from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps
     from jvlmm.data.tokenizer import ChatTokenizer
     from jvlmm.models.huggingface import load_config
     from jvlmm.video.workers import Decoder
 
-    options = ProcessorOptions(style="think", pixels=checkpoint_pixels(args.model), max_length=args.max_length)
+    options = ProcessorOptions(
+        style="think",
+        pixels=checkpoint_pixels(args.model),
+        max_length=args.max_length,
+        timestamps=checkpoint_timestamps(args.model),
+    )
     config, tokenizer = load_config(args.model), ChatTokenizer.from_pretrained(args.model)
     with Decoder(workers=2) as decoder:
         return data_check(args.file, Processor(tokenizer, config, options, decoder))

@@ -38,8 +38,8 @@ def evaluate(args: argparse.Namespace) -> Result:
     """The figures and where the predictions lie."""
     from pathlib import Path
 
-    from jvlmm.cli.pixels import checkpoint_pixels
     from jvlmm.config import apply_overrides
+    from jvlmm.data.processor_files import checkpoint_pixels
     from jvlmm.recipes.evaluating import Evaluate
     from jvlmm.recipes.recipe import Run
     from jvlmm.recipes.sources import Source, VisionOptions

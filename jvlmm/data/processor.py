@@ -18,6 +18,8 @@ from jvlmm.video.clip import Clip, Patches
 from jvlmm.video.patches import to_patches
 from jvlmm.video.sampling import FrameOptions
 
+Run = tuple[tuple[int, int, int], float]  # of placeholders: its grid, the seconds between temporal patches
+
 
 class Decoder(Protocol):
     """What the processor asks of `jvlmm.video.workers.Decoder`."""
@@ -39,12 +41,17 @@ class ProcessorOptions:
     max_length: int = 8192  # tokens of one sequence, visual tokens included
     cache_bytes: int = 0  # host memory for patches of files used again; 0 decodes every time
     text_after_media: TextAfterMedia = "grid"  # see positions.mrope_positions
+    timestamps: str = ""  # of seconds, such as "{:.1f}": said before every temporal patch of a video; "" says none
 
     def __post_init__(self) -> None:
         if self.style not in ("direct", "think", "describe"):
             raise ConfigError(f"processor.style={self.style!r} is unknown; choose direct, think or describe")
         if self.text_after_media not in ("grid", "max"):
             raise ConfigError(f"processor.text_after_media={self.text_after_media!r} is unknown; choose grid or max")
+        if self.timestamps and not _tells_times(self.timestamps):
+            raise ConfigError(
+                f"processor.timestamps={self.timestamps!r} tells no time; write a format of seconds such as '{{:.1f}}'"
+            )
         if self.max_length < 1 or self.cache_bytes < 0:
             raise ConfigError(
                 f"processor.max_length={self.max_length}, processor.cache_bytes={self.cache_bytes}: "
@@ -124,12 +131,12 @@ class Processor:
             patches = tuple(self.patches(media) for media in _in_prompt_order(example, messages))
         except (DataError, VideoError) as error:
             raise type(error)(f"{example.id}: {error}") from error
-        tokens, loss_mask = self._expand(example, tokens, said & (not add_generation_prompt), patches)
+        tokens, loss_mask, runs = self._expand(example, tokens, said & (not add_generation_prompt), patches)
         is_media = (tokens == self.tokenizer.image_id) | (tokens == self.tokenizer.video_id)
         positions, following = mrope_positions(
             tokens,
-            [p.grid for p in patches],
-            [p.seconds_per_grid for p in patches],
+            [grid for grid, _ in runs],
+            [seconds for _, seconds in runs],
             self.config.tokens,
             self.config.vision,
             self.options.text_after_media,
@@ -146,24 +153,53 @@ class Processor:
 
     def _expand(
         self, example: Example, tokens: np.ndarray, loss_mask: np.ndarray, patches: tuple[Patches, ...]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Repeat each placeholder once per merged feature of its media, within the limit on length."""
+    ) -> tuple[np.ndarray, np.ndarray, list[Run]]:
+        """Put the runs of each medium in the place of its placeholder, within the limit on length."""
         places = np.flatnonzero((tokens == self.tokenizer.image_id) | (tokens == self.tokenizer.video_id))
         if len(places) != len(patches):
             raise DataError(
                 f"{example.id}: the chat template places {len(places)} media, the example has {len(patches)}; "
                 "use the template of a Qwen2.5-VL checkpoint"
             )
-        features = [len(p.pixels) // self.config.vision.spatial_merge_size**2 for p in patches]
-        repeats = np.ones(len(tokens), np.int64)
-        repeats[places] = features
-        length = int(repeats.sum())
-        if length > self.options.max_length:
+        written, learnt, runs, done = [], [], [], 0
+        for place, medium in zip(places, patches, strict=True):
+            timed = bool(self.options.timestamps) and medium.seconds_per_grid > 0
+            expanded, of_medium = self._timed_runs(medium) if timed else self._run(medium, tokens[place])
+            runs += of_medium
+            begin, end = (place - 1, place + 2) if timed else (place, place + 1)
+            written += [tokens[done:begin], expanded]
+            learnt += [loss_mask[done:begin], np.zeros(len(expanded), bool)]
+            done = end
+        tokens = np.concatenate([*written, tokens[done:]])
+        if len(tokens) > self.options.max_length:
+            visual = sum(len(p.pixels) for p in patches) // self.config.vision.spatial_merge_size**2
             raise DataError(
-                f"{example.id}: {length} tokens ({sum(features)} visual) exceed max_length={self.options.max_length}; "
+                f"{example.id}: {len(tokens)} tokens ({visual} visual) exceed max_length={self.options.max_length}; "
                 "lower the frames or pixels, shorten the text, or raise processor.max_length"
             )
-        return np.repeat(tokens, repeats), np.repeat(loss_mask, repeats)
+        return tokens, np.concatenate([*learnt, loss_mask[done:]]), runs
+
+    def _run(self, medium: Patches, placeholder: int) -> tuple[np.ndarray, list[Run]]:
+        features = len(medium.pixels) // self.config.vision.spatial_merge_size**2
+        return np.full(features, placeholder, np.int32), [(medium.grid, medium.seconds_per_grid)]
+
+    def _timed_runs(self, video: Patches) -> tuple[np.ndarray, list[Run]]:
+        """Each temporal patch as a medium of its own after the time of its first frame."""
+        steps, height, width = video.grid
+        marks = self.config.tokens
+        patch = np.full(height * width // self.config.vision.spatial_merge_size**2, marks.video, np.int32)
+        starts = video.times[:: self.config.vision.temporal_patch_size]
+        parts = [
+            part
+            for start in starts
+            for part in (
+                self.tokenizer.encode(self.options.timestamps.format(start)),
+                [marks.vision_start],
+                patch,
+                [marks.vision_end],
+            )
+        ]
+        return np.concatenate(parts).astype(np.int32), [((1, height, width), 0.0)] * steps
 
 
 def decode_patches(
@@ -176,6 +212,13 @@ def decode_patches(
         clip = decoder.video(media.path, frames, media.start, media.end, pixels=pixels)
     size = clip.frames.shape[1:3]  # the decoder has brought it within the budget
     return to_patches(clip, size, vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+
+
+def _tells_times(form: str) -> bool:
+    try:
+        return form.format(0.0) != form.format(1.0)
+    except (ValueError, LookupError):
+        return False
 
 
 def _in_prompt_order(example: Example, messages: list[dict]) -> list[Media]:

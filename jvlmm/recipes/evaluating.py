@@ -36,7 +36,7 @@ class Evaluate:
             generator = load_generator(
                 folder,
                 decoder,
-                self.vision.processor(self.protocol, self.length_buckets[-1]),
+                self.vision.processor(self.protocol, self.length_buckets[-1], folder),
                 self.sampling,
                 self.vision.batch(self.batch_size, self.length_buckets),
                 self.pipeline,

@@ -34,11 +34,13 @@ class NewModel:
     data: str = "stage:data"
     vocab_size: int = 1024
     pixels: tuple[int, int] = (784, 7056)  # fewest and most of an image, written into its processor's settings
+    timestamps: str = "{:.1f}"  # see ProcessorOptions; written there, too
 
     def run(self, run: Run) -> dict[str, Any]:
         import jax
 
         from jvlmm.data.bpe import train_tokenizer
+        from jvlmm.data.processor_files import write_timestamps
         from jvlmm.data.tokenizer import ChatTokenizer
         from jvlmm.models.huggingface import save_checkpoint
         from jvlmm.models.presets import PRESETS
@@ -47,6 +49,7 @@ class NewModel:
         folder = run.workdir / "models" / self.name
         tokenizer_folder = run.workdir / "models" / f"{self.name}-tokenizer"
         train_tokenizer(texts(run.resolve(self.data)), self.vocab_size, tokenizer_folder, *self.pixels)
+        write_timestamps(tokenizer_folder, self.timestamps)
         tokenizer = ChatTokenizer.from_pretrained(tokenizer_folder)
         preset = PRESETS[self.preset]
         config = replace(

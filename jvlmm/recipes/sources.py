@@ -19,6 +19,7 @@ from jvlmm.data.moving_shapes import (
     open_ended,
 )
 from jvlmm.data.processor import ProcessorOptions
+from jvlmm.data.processor_files import checkpoint_timestamps
 from jvlmm.data.prompts import Style
 from jvlmm.data.records import read_records
 from jvlmm.data.rejections import Rejections
@@ -67,6 +68,7 @@ class VisionOptions:
     frames: FrameOptions = field(default_factory=FrameOptions)
     pixels: PixelOptions = field(default_factory=PixelOptions)
     limits: Limits = field(default_factory=Limits)
+    timestamps: str | None = None  # see ProcessorOptions; None: as the checkpoint asks
     workers: int = 1  # decoding processes; 0 decodes in this one, for files that are trusted
     cache_bytes: int = 0  # host memory for patches of files read again
     patch_buckets: tuple[int, ...] = ()  # patches of a batch; (): as many as there are
@@ -76,13 +78,14 @@ class VisionOptions:
         """The decoding processes, as a context manager."""
         return Decoder(workers=self.workers, limits=self.limits)
 
-    def processor(self, style: Style, max_length: int) -> ProcessorOptions:
-        """What turns examples into sequences of at most `max_length` tokens."""
+    def processor(self, style: Style, max_length: int, model_dir: Path) -> ProcessorOptions:
+        """What turns examples into sequences of at most `max_length` tokens for that checkpoint."""
         return ProcessorOptions(
             style=style,
             frames=self.frames,
             pixels=self.pixels,
             max_length=max_length,
+            timestamps=checkpoint_timestamps(model_dir) if self.timestamps is None else self.timestamps,
             cache_bytes=self.cache_bytes,
         )
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jvlmm.data.batch import BatchOptions, abstract_batch
 from jvlmm.data.loader import PipelineOptions, make_loader
 from jvlmm.data.processor import Processor
+from jvlmm.data.processor_files import write_timestamps
 from jvlmm.data.prompts import Style
 from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
@@ -76,7 +77,7 @@ class SFT:
             processor = Processor(
                 ChatTokenizer.from_pretrained(folder),
                 self.execution(load_config(folder), mesh, jax.default_backend()),
-                self.vision.processor(self.style, self.length_buckets[-1]),
+                self.vision.processor(self.style, self.length_buckets[-1], folder),
                 stack.enter_context(self.vision.decoder()),
             )
             loader = stack.enter_context(
@@ -141,6 +142,8 @@ class SFT:
             merge = partial(merge_adapters, options=self.lora, dtype=self.export_dtype)
             params = jax.jit(merge, out_shardings=shardings, donate_argnums=0)(params, adapters)
         save_checkpoint(run.workdir / paths["path"], params, config, dtype=self.export_dtype, source_dir=folder)
+        if self.vision.timestamps is not None and jax.process_index() == 0:
+            write_timestamps(run.workdir / paths["path"], self.vision.timestamps)
         return paths
 
     def programs(

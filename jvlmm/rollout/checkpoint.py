@@ -9,6 +9,7 @@ from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example, Media
 from jvlmm.data.loader import DEFAULT_PIPELINE, PipelineOptions
 from jvlmm.data.processor import Decoder, Processor, ProcessorOptions
+from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import DataError
 from jvlmm.models.execution import for_inference
@@ -16,7 +17,6 @@ from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.rollout.generator import Generator, Response
 from jvlmm.rollout.sampling import SamplingOptions
 
-FREE_QUESTION = ProcessorOptions(style="describe")  # adds no instruction to the question
 GREEDY = SamplingOptions()
 
 
@@ -43,13 +43,16 @@ def generate_answer(
     media: Sequence[Media],
     question: str,
     decoder: Decoder,
-    processor: ProcessorOptions = FREE_QUESTION,
+    processor: ProcessorOptions | None = None,
     sampling: SamplingOptions = GREEDY,
 ) -> Response:
-    """Ask one question about some files.
+    """Ask one question about some files; by default in its own words, the media shown as the checkpoint asks.
 
     Raises DataError with the reason where it cannot be asked, and what `load_generator` raises.
     """
+    if processor is None:
+        shown = {"pixels": checkpoint_pixels(model_dir), "timestamps": checkpoint_timestamps(model_dir)}
+        processor = ProcessorOptions(style="describe", **shown)
     buckets = tuple(2**power for power in range(8, processor.max_length.bit_length())) + (processor.max_length,)
     batch = BatchOptions(batch_size=1, length_buckets=tuple(sorted(set(buckets))))
     generator = load_generator(model_dir, decoder, processor, sampling, batch)

@@ -74,6 +74,23 @@ def test_text_after_media_is_an_option(drawing):
     assert by_max.positions[0, -1] - by_grid.positions[0, -1] == 18
 
 
+def test_times_are_said_before_the_patches_they_belong_to(drawing, tokenizer):
+    example = drawing.example(question="Compare <video> with <image>.", media=(IMAGE, VIDEO))
+    plain, timed = (drawing.processor(timestamps=form).training(example) for form in ("", "{:.1f}s"))
+    patch = "<|vision_start|>" + "<|video_pad|>" * 6 + "<|vision_end|>"
+    assert f"Compare 0.0s{patch}1.0s{patch}2.0s{patch} with" in tokenizer.decode(timed.tokens, False)
+    image = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>."
+    assert image in tokenizer.decode(timed.tokens, False)
+    assert timed.grids == plain.grids == ((3, 4, 6), (1, 2, 4))
+    is_media = timed.visual_index >= 0
+    np.testing.assert_array_equal(timed.visual_index[is_media], np.arange(20))
+    np.testing.assert_array_equal(timed.tokens[timed.loss_mask], plain.tokens[plain.loss_mask])
+    temporal = timed.positions[0][timed.tokens == tokenizer.video_id].reshape(3, 6)
+    assert (temporal == temporal[:, :1]).all() and (np.diff(temporal[:, 0]) > 6 // 2).all()
+    with pytest.raises(DataError, match=f"{timed.length} tokens"):
+        drawing.processor(timestamps="{:.1f}s", max_length=timed.length - 1).training(example)
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "reason"),
     [
@@ -124,7 +141,10 @@ def test_tokenizer_of_another_model_is_refused(tokenizer, model_config):
         Processor(tokenizer, dataclasses.replace(model_config, text=text), ProcessorOptions(), None)
 
 
-@pytest.mark.parametrize("options", [{"style": "rhyme"}, {"max_length": 0}, {"cache_bytes": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"style": "rhyme"}, {"max_length": 0}, {"cache_bytes": -1}, {"timestamps": "now"}, {"timestamps": "{:q}"}],
+)
 def test_impossible_options_are_refused(options):
     with pytest.raises(ConfigError, match=f"processor.{next(iter(options))}"):
         ProcessorOptions(**options)

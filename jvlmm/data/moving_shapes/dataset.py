@@ -24,7 +24,7 @@ from jvlmm.data.moving_shapes.render import write_media
 from jvlmm.data.moving_shapes.scene import Scene, scene_to_dict
 from jvlmm.errors import DataError
 
-FORMAT_VERSION = 6  # raised whenever equal options would give other data
+FORMAT_VERSION = 7  # raised whenever equal options would give other data
 DESCRIPTION = "dataset.json"
 _MARKER = ".incomplete"  # present from the first file to the last
 _PARTS = ("videos", "images", "records")

@@ -61,12 +61,12 @@ def event_steps(event: Event) -> tuple[int, ...]:
 
 def follow(shape: Shape) -> str:
     """What a shape does at every step of its clip."""
-    return f"{named(shape)} {timeline(shape, range(len(shape.boxes)))}"
+    return timeline(shape, range(len(shape.boxes)))
 
 
 def timeline(shape: Shape, steps: Iterable[int]) -> str:
-    """What a shape does at each of the steps, after its seconds: "0.0 still 0.5 starts moving 1.0 left"."""
-    return " ".join(f"{seconds(step):.1f} {_doing(shape, step)}" for step in steps)
+    """What a shape does at each of the steps: "0.0 red circle still 0.5 red circle starts moving"."""
+    return " ".join(f"{seconds(step):.1f} {shape.name} {_doing(shape, step)}" for step in steps)
 
 
 def _doing(shape: Shape, step: int) -> str:

@@ -1,4 +1,4 @@
-"""The pixel budget a checkpoint asks for, from its own processor files."""
+"""How a checkpoint wants its media shown, from its own processor files."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,8 @@ from typing import Any
 from jvlmm.errors import CheckpointError
 from jvlmm.video.budget import PixelOptions
 
+_IMAGES, _VIDEOS = "preprocessor_config.json", "video_preprocessor_config.json"
+
 
 def checkpoint_pixels(model_dir: str | Path) -> PixelOptions:
     """The bounds of the checkpoint's image and video processors, and the defaults where it states none.
@@ -16,8 +18,7 @@ def checkpoint_pixels(model_dir: str | Path) -> PixelOptions:
     which make 16,000 tokens. Raises CheckpointError for a file that is no processor's configuration.
     """
     default = PixelOptions()
-    image = _bounds(Path(model_dir) / "preprocessor_config.json")
-    video = _bounds(Path(model_dir) / "video_preprocessor_config.json")
+    image, video = (_bounds(Path(model_dir) / name) for name in (_IMAGES, _VIDEOS))
     low, video_low = image.get("min", default.min_pixels), video.get("min", default.video_min_pixels)
     return PixelOptions(
         min_pixels=low,
@@ -27,12 +28,21 @@ def checkpoint_pixels(model_dir: str | Path) -> PixelOptions:
     )
 
 
+def checkpoint_timestamps(model_dir: str | Path) -> str:
+    """The form in which the checkpoint learnt to be told the times of a video, "" where it states none."""
+    return str(_read(Path(model_dir) / _VIDEOS).get("timestamps", ""))
+
+
+def write_timestamps(model_dir: str | Path, form: str) -> None:
+    """State that form in the checkpoint's video processor."""
+    path = Path(model_dir) / _VIDEOS
+    path.write_text(json.dumps({**_read(path), "timestamps": form}, indent=2) + "\n", encoding="utf-8")
+
+
 def _bounds(path: Path) -> Mapping[str, int]:
     """`min` and `max` pixels of a processor file, in either of the two ways transformers writes them."""
-    if not path.is_file():
-        return {}
+    config = _read(path)
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         size = config.get("size") or {}
         found = {
             "min": config.get("min_pixels") or size.get("shortest_edge"),
@@ -40,4 +50,20 @@ def _bounds(path: Path) -> Mapping[str, int]:
         }
         return {name: int(value) for name, value in found.items() if value is not None}
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a processor's configuration ({error}); restore the file") from error
+        raise _unreadable(path, error) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(config, dict):
+        raise _unreadable(path, f"a JSON {type(config).__name__}")
+    return config
+
+
+def _unreadable(path: Path, reason: object) -> CheckpointError:
+    return CheckpointError(f"{path}: not a processor's configuration ({reason}); restore the file")
