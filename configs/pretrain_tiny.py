@@ -82,8 +82,10 @@ def asked(data: str, repeat: int = 1, types: tuple[str, ...] = ()) -> Source:
     return Source(f"stage:{data}", view="open", question_types=types, turns=4, repeat=repeat)
 
 
-def explained(data: str, repeat: int = 1, types: tuple[str, ...] = ()) -> Source:
-    return Source(f"stage:{data}", view="explained", question_types=types, turns=2, repeat=repeat)
+def explained(
+    data: str, repeat: int = 1, types: tuple[str, ...] = (), turns: int = 1, limit: int | None = None
+) -> Source:
+    return Source(f"stage:{data}", view="explained", question_types=types, turns=turns, repeat=repeat, limit=limit)
 
 
 def letters(limit: int | None = None, types: tuple[str, ...] = ()) -> Source:
@@ -116,8 +118,8 @@ def recipe() -> Recipe:
                 optimizer=OptimizerOptions(learning_rate=4e-3, warmup_steps=50, b2=0.98, weight_decay=0.05),
             ),
             # To see comes first: decoders that learnt letters before did not come to read motion.
-            read("names", "stage:tower", (captions("names"),), 500, (80, 96)),
-            read("ways", "stage:names", (captions("ways"), asked("data", types=("direction",))), 2000, (80, 96)),
+            read("names", "stage:tower", (captions("names"),), 500, (96, 112)),
+            read("ways", "stage:names", (captions("ways"), asked("data", types=("direction",))), 2000, (96, 112)),
             # Which object is meant is learnt from images, where nothing moves and every object is seen once.
             read(
                 "objects",
@@ -135,7 +137,7 @@ def recipe() -> Recipe:
                     asked("images"),
                 ),
                 2800,
-                (112, 160, 224),
+                (128, 176, 240),
                 replace(SEE, schedule="cosine"),
             ),
             # To copy: a layer that knows neighbours, then letters of options from text alone, while it goes on seeing.
@@ -145,7 +147,7 @@ def recipe() -> Recipe:
                 "stage:neighbours",
                 (letters(), captions("ways", "places", "names"), asked("data"), asked("images")),
                 800,
-                (96, 128, 160),
+                (112, 144, 176),
                 COPY,
             ),
             # To say why: thoughts as plain text, in which letters follow words.
@@ -160,26 +162,27 @@ def recipe() -> Recipe:
                     asked("images"),
                     explained("data", repeat=2),
                     explained("data", types=("event", "order", "speed", "span")),
-                    explained("images"),
+                    explained("images", turns=2),
                     letters(50000),
                 ),
                 1500,
-                (128, 192, 288),
+                (144, 208, 304),
                 replace(COPY, schedule="cosine"),
             ),
-            # What an object does at every step, from which spans and orders follow.
+            # What an object does at every step, from which spans and orders follow: to look at a chosen time.
             read(
                 "timelines",
                 "stage:explanations",
                 (
-                    *3 * (captions("timeline"),),
-                    captions("track", "visible", "ways"),
-                    asked("images"),
-                    letters(10000),
-                    letters(8000, types=("position",)),
+                    *4 * (captions("timeline"),),
+                    captions("visible"),
+                    captions("ways"),
+                    asked("data", types=("boxes", "count", "span", "event", "direction", "order")),
+                    letters(4000),
+                    pairs(5000),
                 ),
-                900,
-                (96, 128, 160, 224),
+                1800,
+                (112, 144, 176, 240),
                 COPY,
             ),
             # Options of two words, which neither word alone tells: of text alone, for mixed with more it is not learnt.
@@ -188,7 +191,7 @@ def recipe() -> Recipe:
                 "stage:timelines",
                 (pairs(30000), letters(), letters(types=("position",))),
                 500,
-                (96, 128, 160, 224),
+                (112, 144, 176, 240),
                 COPY,
                 batch_size=32,
             ),
@@ -196,17 +199,18 @@ def recipe() -> Recipe:
                 "tiny",
                 "stage:pairs",
                 (
-                    captions("timeline", "track", "visible", "ways"),
+                    *3 * (captions("timeline"),),
+                    captions("track", "visible", "ways"),
                     asked("data", types=("direction", "speed")),
-                    explained("data", repeat=3),
-                    explained("data", types=("event", "order", "span", "position")),
-                    explained("images"),
-                    letters(8000),
-                    letters(8000, types=("position",)),
-                    pairs(12000),
+                    explained("data"),
+                    explained("data", repeat=2, types=("event", "order", "span")),
+                    explained("data", repeat=2, types=("span",)),
+                    explained("images", turns=2, limit=30000),
+                    letters(6000),
+                    pairs(9000),
                 ),
-                3000,
-                (160, 256, 352),
+                2200,
+                (144, 208, 272, 352),
                 replace(COPY, schedule="cosine"),
             ),
             evaluate("test"),

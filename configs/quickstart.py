@@ -36,9 +36,9 @@ def evaluate(name: str, model: str, protocol: str) -> Evaluate:
         sources=(Source("stage:data", split="test"),),
         protocol=protocol,
         batch_size=64,
-        length_buckets=(128,),
+        length_buckets=(144,),
         vision=VISION,
-        sampling=SamplingOptions(max_tokens=144),
+        sampling=SamplingOptions(max_tokens=160),
     )
 
 
@@ -53,9 +53,9 @@ def recipe() -> Recipe:
                 name="sft",
                 model=BASE,
                 sources=(Source("stage:data"),),
-                steps=700,
+                steps=600,
                 batch_size=16,
-                length_buckets=(160, 256),
+                length_buckets=(192, 304),
                 vision=VISION,
                 optimizer=OptimizerOptions(
                     learning_rate=2e-3,

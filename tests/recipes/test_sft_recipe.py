@@ -13,6 +13,7 @@ import pytest
 
 import jvlmm
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
+from jvlmm.data.processor_files import checkpoint_timestamps
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.recipes.sources import VisionOptions
@@ -30,7 +31,7 @@ from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.video.budget import PixelOptions
 
 DATA = {data!r}
-VISION = VisionOptions(pixels=PixelOptions(784, 7056, 784, 7056), workers=0, fold=True)
+VISION = VisionOptions(pixels=PixelOptions(784, 7056, 784, 7056), timestamps="{{:.0f}}s", workers=0, fold=True)
 
 
 def recipe():
@@ -134,6 +135,8 @@ def test_the_export_is_an_ordinary_checkpoint(finished):
     config = load_config(folder)
     assert set(load_params(folder, config)) == {"vision", "merger", "decoder"}
     assert ChatTokenizer.from_pretrained(folder).length == config.text.vocab_size
+    assert checkpoint_timestamps(folder.parent / "new") == "{:.1f}"
+    assert checkpoint_timestamps(folder) == "{:.0f}s", "it was trained with these"
 
 
 def test_a_run_killed_three_times_repeats_every_loss_to_the_bit(config, finished, tmp_path):

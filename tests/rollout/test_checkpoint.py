@@ -1,5 +1,6 @@
 """From a folder of files to an answer about any media file."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +51,14 @@ def test_one_call_from_folder_to_answer(checkpoint, picture, tokenizer):
     assert response.text == tokenizer.decode(response.tokens)
     assert response.visual_tokens > 0 and response.frames == ((0,),)
     assert bare.visual_tokens == 0 and bare.text_tokens == response.text_tokens - 2  # vision start and end
+
+
+def test_media_are_shown_as_the_checkpoint_asks(checkpoint, picture, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / "preprocessor_config.json").write_text('{"min_pixels": 784, "max_pixels": 784}')
+    with Decoder(workers=0) as decoder:
+        response = generate_answer(folder, [Media("image", picture)], "What is this?", decoder, sampling=SHORT)
+    assert response.visual_tokens == 1
 
 
 def test_what_cannot_be_asked_raises_one_line(checkpoint, picture, tmp_path):
