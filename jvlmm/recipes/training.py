@@ -19,6 +19,7 @@ from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import Attention, for_training
 from jvlmm.models.huggingface import load_config, load_params, save_adapter, save_checkpoint
+from jvlmm.models.remat import Remat
 from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
@@ -60,7 +61,7 @@ class SFT:
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     rules: ShardingRules = field(default_factory=ShardingRules)
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"  # what the backward pass computes again; see `models.remat`
     attention: Attention = "auto"  # the platform's own
     log_every: int = 10
     checkpoint_every: int = 500
