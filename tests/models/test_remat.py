@@ -40,7 +40,7 @@ def kept_of_a_layer(remat, lora=False):
             run = lambda adapters, run=run, shapes=shapes: run(jax.tree.map(jnp.zeros_like, shapes), adapters)  # noqa: E731
         residuals = jax.eval_shape(lambda x, run=run: jax.vjp(run, x)[1], trained)
         counts.append(Counter(x.shape for x in jax.tree.leaves(residuals) if {L, 2 * L} & set(x.shape)))
-    return {shape: count for shape, count in (counts[1] - counts[0]).items()}
+    return dict(counts[1] - counts[0])
 
 
 @pytest.mark.parametrize(
