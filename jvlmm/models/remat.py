@@ -9,6 +9,7 @@
 - "offload": its input, in the memory of the host, from where it returns shortly before it is needed. On a backend whose
   device memory is the host's, such as CPU, that is "full".
 
+Attention by cuDNN, whose results have no names, is computed again under "minimal" as well.
 A projection with an adapter keeps one result, the sum, and the low-rank one [..., rank] between its two thin matrices.
 """
 
