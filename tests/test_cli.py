@@ -26,6 +26,25 @@ VERBS = (
     "plan",
     "bench model",
 )
+ONE_PROGRAM = """
+from dataclasses import dataclass
+
+import jax
+
+from jvlmm.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Add:
+    name: str = "add"
+
+    def run(self, run):
+        return {"sum": float(jax.jit(lambda x: x + 1)(2.0))}
+
+
+def recipe():
+    return Recipe(name="one", workdir="unused", stages=(Add(),))
+"""
 
 
 def command(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -205,6 +224,16 @@ def test_sigterm_closes_what_is_open_and_exits_with_143(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=PATIENCE) == 143
     assert marker.exists()
+
+
+def test_compiled_programs_are_kept_for_the_next_process(tmp_path):
+    path = tmp_path / "one_program.py"
+    path.write_text(ONE_PROGRAM)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    done = command("run", str(path), "--workdir", str(tmp_path / "run"), env=environment)
+    assert done.returncode == 0, done.stderr
+    assert any((tmp_path / "jvlmm/compilations").iterdir())
 
 
 def test_help_is_fast_and_leaves_jax_alone():

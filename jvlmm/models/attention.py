@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jvlmm.models import cudnn, splash
 from jvlmm.models.config import ModelConfig
+from jvlmm.models.remat import attended
 
 _MASKED = -1e30
 _LOWEST_PEAK = -1e20  # so that a row which may attend to nothing weighs every key exp(-1e30 + 1e20) = 0
@@ -93,7 +94,7 @@ def _attend_dense_forward(query, key, value, mask):
     weights = jnp.exp(scores - peak)
     total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
     mixed = jnp.einsum("bkrt,bktd->bkrd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    mixed = (mixed / total).astype(value.dtype)
+    mixed, peak, total = map(attended, ((mixed / total).astype(value.dtype), peak, total))
     return mixed.reshape(query.shape).swapaxes(1, 2), (query, key, value, mask, mixed, peak, total)
 
 
@@ -149,4 +150,4 @@ def _attend_tiled(query, key, value, query_segments, key_segments, offsets, tile
 
     mixed = jax.lax.map(one, (split(query, 2), split(query_segments, 1), split(offsets, 0)))
     mixed = jnp.moveaxis(mixed, 0, 1)  # [B, tiles, tile, H, head_dim]
-    return mixed.reshape(mixed.shape[0], tiles * tile, *mixed.shape[3:])[:, :length]
+    return attended(mixed.reshape(mixed.shape[0], tiles * tile, *mixed.shape[3:])[:, :length])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from jvlmm.models.remat import Remat
 from jvlmm.sharding.rules import ShardingRules
 
 
@@ -85,7 +86,7 @@ class ModelConfig:
     flatten_tokens: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"  # see `models.remat`
     mlp_tile: int | None = None  # tokens of a row whose hidden units the decoder's MLP keeps at a time; None: all
     attention: Literal["xla", "splash", "cudnn"] = "xla"
     rules: ShardingRules | None = None

@@ -8,7 +8,8 @@ import numpy as np
 from jvlmm.models.attention import attend
 from jvlmm.models.cache import KVCache, LayerCache, cache_from_prompt
 from jvlmm.models.config import ModelConfig, TextConfig
-from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rematerialise, rotate
+from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rotate
+from jvlmm.models.remat import block_input, rematerialise
 from jvlmm.sharding.rules import constrain, split_count
 
 
@@ -84,6 +85,7 @@ class DecoderLayer(nn.Module):
 
     def __call__(self, x, rope, segments, cache=None):
         """As `Attention`."""
+        x = block_input(x)
         mixed, kept = self.self_attn(self.input_layernorm(x), rope, segments, cache)
         x = self._place(x + mixed)
         return self._place(x + self._fed(x)), kept
@@ -138,7 +140,7 @@ class Decoder(nn.Module):
         if config.scan_layers:
             self.layers = DecoderLayer(config)
         else:
-            layer = rematerialise(DecoderLayer, config)
+            layer = rematerialise(DecoderLayer, config.remat, scanned=False)
             self.layers = [layer(config) for _ in range(text.num_layers)]
         self.norm = RMSNorm(text.rms_norm_eps, "embed", config.dtype, config.param_dtype)
         if not text.tie_word_embeddings:
@@ -198,7 +200,7 @@ class Decoder(nn.Module):
     def _scan(self, body, carry):
         """Run `body(layer, carry, index)` over the stacked layers."""
         scan = nn.scan(
-            rematerialise(body, self.config),
+            rematerialise(body, self.config.remat, scanned=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.config.text.num_layers,

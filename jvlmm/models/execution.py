@@ -5,6 +5,7 @@ from typing import Literal
 
 from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
+from jvlmm.models.remat import Remat
 
 Attention = Literal["auto", "xla", "splash", "cudnn"]
 
@@ -12,7 +13,7 @@ Attention = Literal["auto", "xla", "splash", "cudnn"]
 def for_training(
     config: ModelConfig,
     platform: str,
-    remat: Literal["none", "dots", "full"] = "none",
+    remat: Remat = "none",
     attention: Attention = "auto",
 ) -> ModelConfig:
     """`config` with float32 parameters; `platform` as `jax.default_backend()` names it.
@@ -29,7 +30,7 @@ def for_training(
         dtype="float32" if on_cpu else "bfloat16",
         param_dtype="float32",
         remat=remat,
-        mlp_tile=2048 if remat == "full" and not on_cpu else None,
+        mlp_tile=2048 if remat in ("full", "offload") and not on_cpu else None,
         attention=_attention(attention, platform),
     )
 

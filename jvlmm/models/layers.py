@@ -1,7 +1,6 @@
-"""What the vision tower and the decoder share: projections, RMSNorm, rotary embedding, gated MLP, remat."""
+"""What the vision tower and the decoder share: projections, RMSNorm, rotary embedding, gated MLP."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvlmm.models.config import ModelConfig
+from jvlmm.models.remat import product
 
 
 def linear(
@@ -54,12 +54,12 @@ class Projection(nn.DenseGeneral):
         """x [..., *inputs] to [..., *features]."""
         outputs = super().__call__(x)
         if not self.has_variable("params", "lora_a"):
-            return outputs
+            return product(outputs)
         down, up = (self.get_variable("params", name).astype(outputs.dtype) for name in ("lora_a", "lora_b"))
         inputs = down.ndim - 1
         axes = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
-        low = self.dot_general(x.astype(outputs.dtype), down, (axes, ((), ())))
-        return outputs + self.dot_general(low, up, (((low.ndim - 1,), (0,)), ((), ())))
+        low = product(self.dot_general(x.astype(outputs.dtype), down, (axes, ((), ()))))
+        return product(outputs + self.dot_general(low, up, (((low.ndim - 1,), (0,)), ((), ()))))
 
 
 def flat_product(x: jax.Array, kernel: jax.Array, dimension_numbers, precision=None, preferred_element_type=None):
@@ -136,16 +136,3 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
-
-
-def rematerialise(function: Callable, config: ModelConfig) -> Callable:
-    """Wrap a Linen class, or a function of a module, so that the backward pass recomputes it.
-
-    `config.remat`: "none" keeps every activation, "dots" keeps the results of products with weights, "full"
-    keeps only the block's input.
-    """
-    if config.remat == "none":
-        return function
-    policies = jax.checkpoint_policies
-    policy = {"dots": policies.dots_with_no_batch_dims_saveable, "full": policies.nothing_saveable}[config.remat]
-    return nn.remat(function, policy=policy, prevent_cse=not config.scan_layers)

@@ -8,6 +8,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jvlmm.models.remat import ATTENDED
 from jvlmm.sharding.rules import ShardingRules, partition_spec, split_count
 
 _LANES = 128  # lengths are padded to a multiple of it
@@ -80,6 +81,7 @@ def _kernel(shape, keys, causal, interpret, head_shards, length_shards):
         head_shards=head_shards,
         q_seq_shards=length_shards,
         interpret=interpret,
+        residual_checkpoint_name=ATTENDED,
     )
 
 

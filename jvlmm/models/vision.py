@@ -9,7 +9,8 @@ import numpy as np
 
 from jvlmm.models.attention import attend
 from jvlmm.models.config import ModelConfig, VisionConfig
-from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rematerialise, rotate
+from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rotate
+from jvlmm.models.remat import block_input, rematerialise
 from jvlmm.models.vision_inputs import Grouping, VisionInputs
 from jvlmm.sharding.rules import constrain
 
@@ -116,6 +117,7 @@ class VisionBlock(nn.Module):
 
     def __call__(self, x, rope, groupings: tuple[Grouping, ...], choice=0):
         """x [N, D] -> [N, D], attending in `groupings[choice]`; `choice` int32 [] may be traced."""
+        x = block_input(x)
         branches = [partial(attend_in_groups, grouping=grouping) for grouping in groupings]
         x = self._place(x + self.attn(self.norm1(x), rope, partial(jax.lax.switch, choice, branches)))
         return self._place(x + self.mlp(self.norm2(x)))
@@ -135,7 +137,7 @@ class VisionTower(nn.Module):
         if config.scan_layers:
             self.blocks = VisionBlock(config)
         else:
-            block = rematerialise(VisionBlock, config)
+            block = rematerialise(VisionBlock, config.remat, scanned=False)
             self.blocks = [block(config) for _ in range(vision.depth)]
 
     def __call__(self, inputs: VisionInputs) -> jax.Array:
@@ -156,7 +158,7 @@ class VisionTower(nn.Module):
             return block(x, rope, groupings, choice), None
 
         scan = nn.scan(
-            rematerialise(body, self.config),
+            rematerialise(body, self.config.remat, scanned=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.config.vision.depth,

@@ -73,6 +73,7 @@ def describe(program: Program, topology: Topology) -> dict[str, Any]:
         "headroom_gib": round((accelerator.memory_bytes - footprint.peak) / _GIB, 2),
         "arguments_gib": round(footprint.arguments / _GIB, 2),
         "temporaries_gib": round(footprint.temporaries / _GIB, 2),
+        "host_gib": round(footprint.host_temporaries / _GIB, 2),
         "collectives_gib": {kind: round(size / _GIB, 3) for kind, size in sorted(footprint.collectives.items())},
         "compile_s": round(footprint.compile_seconds, 1),
         "model_flops": program.model_flops,
@@ -87,7 +88,7 @@ def advice(footprint: Footprint, capacity: float) -> str:
     """Which knob to turn where a program does not fit."""
     if footprint.arguments > capacity / 2:
         return "parameters and optimiser state take most: split them over more devices (mesh.fsdp=-1, a larger slice)"
-    return "temporaries take most: lower batch_size, length_buckets or patch_buckets, or remat='full'"
+    return "temporaries take most: lower batch_size, length_buckets or patch_buckets, or set remat='full' or 'offload'"
 
 
 def memory_traffic(footprint: Footprint) -> int:

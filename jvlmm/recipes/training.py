@@ -17,9 +17,11 @@ from jvlmm.data.processor_files import write_timestamps
 from jvlmm.data.prompts import Style
 from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import Attention, for_training
 from jvlmm.models.huggingface import load_config, load_params, save_adapter, save_checkpoint
+from jvlmm.models.remat import Remat
 from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
@@ -33,6 +35,7 @@ from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.placement import batch_shardings, loader_share, row_shards
 from jvlmm.training.preparation import PreparedTraining, prepare_sft
+from jvlmm.training.profile import ProfileOptions, Profiler
 from jvlmm.training.state import TrainState
 
 
@@ -61,12 +64,20 @@ class SFT:
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     rules: ShardingRules = field(default_factory=ShardingRules)
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"  # what the backward pass computes again; see `models.remat`
     attention: Attention = "auto"  # the platform's own
+    profile: ProfileOptions | None = None  # trace some updates into profile/NAME of the run directory
     log_every: int = 10
     checkpoint_every: int = 500
     wandb_project: str | None = None
     export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+    def __post_init__(self):
+        if self.profile and self.profile.last > self.steps:
+            raise ConfigError(
+                f"profile ends with update {self.profile.last} of a stage of {self.steps}; lower profile.start or "
+                "profile.steps"
+            )
 
     def run(self, run: Run) -> dict[str, Any]:
         folder, mesh = run.resolve(self.model), make_mesh(self.mesh)
@@ -96,9 +107,12 @@ class SFT:
             if first:
                 writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
                 progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s", "data_wait")))
+            profiler = None
+            if self.profile:
+                profiler = stack.enter_context(Profiler(self.profile, run.workdir / "profile" / self.name))
             stack.enter_context(jax.set_mesh(mesh))
             prepared = self.prepare(processor.config, mesh, jax.default_backend(), run.seed)
-            state = self.fit(folder, processor.config, prepared, loader, writer, checkpoints, progress)
+            state = self.fit(folder, processor.config, prepared, loader, writer, checkpoints, progress, profiler)
             paths = self.export(run, folder, processor.config, state, prepared)
             rejected = len(loader.rejections.reasons)
         return {**paths, "steps": self.steps, "examples": len(examples), "rejected": rejected}
@@ -109,7 +123,7 @@ class SFT:
         return Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules)
 
     def fit(
-        self, folder, config: ModelConfig, prepared: PreparedTraining, loader, writer, checkpoints, progress
+        self, folder, config: ModelConfig, prepared: PreparedTraining, loader, writer, checkpoints, progress, profiler
     ) -> TrainState:
         """The trained state; continues from the newest checkpoint where there is one."""
         params = load_params(folder, config, prepared.shardings.params)
@@ -127,7 +141,8 @@ class SFT:
             own = model_flops(config, batch, prepared.freeze, prepared.adapted)
             return own * self.batch_size / len(batch.tokens)
 
-        return fit(state, prepared.step, loader, options, writer, checkpoints, flops=flops, progress=progress)
+        rest = {"flops": flops, "progress": progress, "profiler": profiler}
+        return fit(state, prepared.step, loader, options, writer, checkpoints, **rest)
 
     def export(
         self, run: Run, folder, config: ModelConfig, state: TrainState, prepared: PreparedTraining

@@ -25,6 +25,7 @@ class Footprint:
     peak: int  # of all together, results that do not take the place of donated arguments included
     collectives: Mapping[str, int]  # received from other devices, by kind of operation
     compile_seconds: float
+    host_temporaries: int = 0  # what it offloads to the memory of the host meanwhile
     complete: bool = True  # False where it does not fit: then the compiler gives `temporaries` alone
 
 
@@ -52,6 +53,7 @@ def compile_ahead(traced: jax.stages.Traced) -> Footprint:
         peak=arguments + temporaries + results,
         collectives=collective_bytes(compiled.as_text()),
         compile_seconds=time.perf_counter() - start,
+        host_temporaries=memory.host_temp_size_in_bytes,
     )
 
 

@@ -12,6 +12,7 @@ from jvlmm.errors import ConfigError, DataError, JvlmmError
 from jvlmm.training.checkpoints import Checkpoints
 from jvlmm.training.meter import Meter
 from jvlmm.training.preemption import Preempted, Preemption
+from jvlmm.training.profile import Profiler
 from jvlmm.training.state import TrainState
 from jvlmm.training.step import TrainStep
 
@@ -72,6 +73,7 @@ def fit(
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     flops: Callable[[Any], float] | None = None,
     progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
+    profiler: Profiler | None = None,
 ) -> TrainState:
     """Train until `options.total_steps`, starting from the newest checkpoint where one exists.
 
@@ -82,16 +84,17 @@ def fit(
       state: arrays, or ShapeDtypeStructs where a checkpoint exists. Donated.
       writer: None in all processes but the first, as is `progress`.
       evaluate: `state -> figures`, logged as `eval/NAME`.
-      flops: `batch -> model FLOPs` of one update on it, for `model_flops_per_s`.
+      flops: `batch -> model FLOPs` of one update on it, for `model_flops_per_s` and `mfu`.
       progress: called with (step, total steps, figures) at every logged step.
+      profiler: traces some of the updates.
     """
     state, done = resume(state, loader, options, writer, checkpoints)
-    log = _Log(options, writer, progress)
+    log = _Log(options, writer, progress, Meter(state.step.sharding.device_set))
     try:
         with Preemption() as preemption:
             for number in range(done + 1, options.total_steps + 1):
                 batches, samples = _take(loader, options, number, log.meter)
-                state, metrics = step(state, batches)
+                state, metrics = profiler.run(step, number, state, batches) if profiler else step(state, batches)
                 work = sum(map(flops, batches)) if flops else 0.0
                 log.add(number, metrics, samples, work, step.compiles)
                 if evaluate and _due(number, options.evaluate_every, options):
@@ -134,11 +137,11 @@ def _take(loader: Loader, options: FitOptions, number: int, meter: Meter) -> tup
 class _Log:
     """Keeps the metrics of steps still running on the device and writes them when they are ready."""
 
-    def __init__(self, options: FitOptions, writer: Writer | None, progress: Callable | None):
+    def __init__(self, options: FitOptions, writer: Writer | None, progress: Callable | None, meter: Meter):
         self._options, self._writer, self._progress = options, writer, progress
         self._running: list[tuple[int, dict[str, jax.Array], int]] = []
         self._tokens = self._places = 0.0
-        self.meter = Meter()
+        self.meter = meter
 
     def add(self, number: int, metrics: dict[str, jax.Array], samples: int, flops: float, compiles: int) -> None:
         """Step `number` has been handed to the device; waits for the one before it."""

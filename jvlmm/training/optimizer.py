@@ -12,6 +12,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jvlmm.errors import ConfigError
+from jvlmm.training.moments import scale_by_adam_in_bfloat16
 
 _UNDECAYED = re.compile(r"bias|scale|norm|^ln(_|$)")
 _AXES = {"qkv": (1, 3), "q_proj": (1, 2), "k_proj": (1, 2), "v_proj": (1, 2), "o_proj": (2, 1), "proj": (2, 1)}
@@ -34,6 +35,7 @@ class OptimizerOptions:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # what moments are kept in; see `training.moments`
     weight_decay: float = 0.0  # of matrices and embeddings; norms and biases never decay
     clip_norm: float | None = 1.0  # global norm over the trainable modules
     learning_rates: Mapping[str, float] = field(default_factory=dict)  # module → multiplier of learning_rate
@@ -54,7 +56,7 @@ class Optimizer:
         return trainable, {name: params[name] for name in params if name in self.freeze}
 
     def init(self, trainable: Mapping[str, Any]) -> Any:
-        """Optimiser state with float32 moments, whatever the dtype of the parameters."""
+        """Optimiser state; its moments have their own dtype, whatever that of the parameters."""
         return self.transform.init(_float32(trainable))
 
     def update(self, gradients: Any, opt_state: Any, trainable: Any) -> tuple[Any, Any]:
@@ -113,12 +115,21 @@ def make_optimizer(options: OptimizerOptions, total_steps: int, modules: Iterabl
 
 def _direction(options: OptimizerOptions) -> optax.GradientTransformation:
     """Gradients to updates, before decay and learning rate."""
-    adam = optax.scale_by_adam(options.b1, options.b2, options.eps)
+    match options.moment_dtype:
+        case "float32":
+            adam = optax.scale_by_adam(options.b1, options.b2, options.eps)
+        case "bfloat16":
+            adam = scale_by_adam_in_bfloat16(options.b1, options.b2, options.eps)
+        case unknown:
+            raise ConfigError(f"moment_dtype = {unknown!r}: choose 'float32' or 'bfloat16'")
     match options.rule:
         case "adamw":
             return adam
         case "muon":
-            muon = optax.chain(scale_by_muon(weight_dimension_numbers=_matrices), optax.stateless(_as_large_as_adam))
+            muon = optax.chain(
+                scale_by_muon(mu_dtype=options.moment_dtype, weight_dimension_numbers=_matrices),
+                optax.stateless(_as_large_as_adam),
+            )
             return optax.partition({"muon": muon, "adam": adam}, _rules)
         case unknown:
             raise ConfigError(f"rule = {unknown!r}: choose 'adamw' or 'muon'")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from qwen_reference import Visual
 
 from jvlmm.models import qwen2_5_vl as model
 from jvlmm.models.presets import PRESETS
+from jvlmm.models.remat import Remat
 from jvlmm.models.vision_inputs import VisionBuckets
 
 ROWS = [[11], [3, Visual("video", (2, 6, 10)), 4], [2, Visual("image", (1, 4, 4)), 9]]
@@ -61,24 +63,22 @@ def assert_trees_close(actual, expected, rtol):
         assert np.abs(a - e).max() <= rtol * (np.abs(e).max() + 1e-6), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize(
-    "execution",
-    [
-        {"remat": "dots"},
-        {"remat": "full", "flatten_tokens": True},
-        {"scan_layers": True},
-        {"scan_layers": True, "remat": "full"},
-    ],
-    ids=str,
-)
-def test_how_a_model_is_executed_changes_neither_loss_nor_gradients(setting, execution):
+@pytest.fixture(scope="module")
+def unrolled(setting):
+    """(loss, gradients) of layers one by one, every activation kept."""
     config, params, *_ = setting
-    value, gradients = loss_and_gradients(params, config, *arrays_of(setting))  # compiled once for all cases
-    other = dataclasses.replace(config, **execution)
-    stored = model.stack_layers(params) if other.scan_layers else params
-    other_value, other_gradients = loss_and_gradients(stored, other, *arrays_of(setting))
-    np.testing.assert_allclose(other_value, value, rtol=1e-6)
-    assert_trees_close(model.unstack_layers(other_gradients) if other.scan_layers else other_gradients, gradients, 1e-4)
+    return loss_and_gradients(params, config, *arrays_of(setting))
+
+
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("remat", get_args(Remat))
+def test_neither_remat_nor_scanning_changes_loss_or_gradients(setting, unrolled, remat, scan_layers):
+    config, params, *_ = setting
+    config = dataclasses.replace(config, remat=remat, scan_layers=scan_layers, flatten_tokens=remat == "full")
+    params = model.stack_layers(params) if scan_layers else params
+    value, gradients = loss_and_gradients(params, config, *arrays_of(setting))
+    np.testing.assert_allclose(value, unrolled[0], rtol=1e-6)
+    assert_trees_close(model.unstack_layers(gradients) if scan_layers else gradients, unrolled[1], 1e-5)
 
 
 def test_stacking_layers_can_be_undone(setting):

@@ -46,6 +46,7 @@ def test_temporaries_keep_to_their_budget(recipe, case):
     assert program["fits"] and program["name"] == "sft.train_step"
     assert 0 < program["headroom_gib"] < program["capacity_gib"]
     assert program["collectives_gib"] and 0 < program["roofline_mfu"] <= 1
+    assert (program["host_gib"] > 0) == ("sft.remat=offload" in case["overrides"])
     budget, used = case["temporaries_gib"], program["temporaries_gib"]
     assert used <= 1.1 * budget, f"{case}: now {used} GiB; find out why, or write a new budget down"
     assert used >= 0.8 * budget, f"{case}: now {used} GiB; write the smaller budget down"

@@ -4,6 +4,7 @@ import json
 import threading
 from types import SimpleNamespace
 
+import jax
 import pytest
 import toy_training as toy
 
@@ -95,3 +96,38 @@ def test_data_wait_counts_only_time_the_device_stands_idle(monkeypatch):
 def test_impossible_rhythm_is_refused(field):
     with pytest.raises(ConfigError, match=f"{field} = 0 must be at least 1"):
         FitOptions(**{"total_steps": 5, field: 0})
+
+
+def device(kind, process_index=0, **stats):
+    return SimpleNamespace(device_kind=kind, process_index=process_index, memory_stats=lambda: stats or None)
+
+
+def test_use_of_the_devices_is_told_where_they_tell(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def figures(*devices):
+        rates = meter.Meter(devices)
+        rates.add(samples=1, flops=197e12)
+        clock.now += 2.0
+        rates.close()
+        return {name: x for name, x in rates.read(tokens=0).items() if name in ("mfu", "hbm_peak_gib")}
+
+    chips = [device("TPU v5 lite", peak_bytes_in_use=size * 2**30) for size in (3, 5)]
+    assert figures(*chips) == {"mfu": 0.25, "hbm_peak_gib": 5}
+    elsewhere = device("TPU v5 lite", process_index=1, peak_bytes_in_use=9 * 2**30)
+    assert figures(*chips, elsewhere)["hbm_peak_gib"] == 5
+    assert figures(device("TPU v5 lite")) == {"mfu": 0.5}
+    assert figures(device("unheard of", peak_bytes_in_use=2**30)) == {"hbm_peak_gib": 1}
+    assert figures(chips[0], device("cpu")) == {"hbm_peak_gib": 3}
+    assert figures(device("cpu")) == {}
+
+
+def test_the_loop_reads_the_devices_of_the_state(tmp_path, monkeypatch):
+    toy.train(tmp_path / "cpu", total_steps=3)
+    assert not any("hbm_peak_gib" in line or "mfu" in line for line in records(tmp_path / "cpu"))
+    asked = []
+    monkeypatch.setattr(meter, "memory_peak", lambda devices: asked.append(set(devices)) or 2**31)
+    toy.train(tmp_path / "told", total_steps=3)
+    assert [line["hbm_peak_gib"] for line in records(tmp_path / "told") if "loss" in line] == [2, 2, 2]
+    assert all(devices == {jax.devices()[0]} for devices in asked)

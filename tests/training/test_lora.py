@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_model
+from closeness import assert_gradients_equal
 from flax.traverse_util import flatten_dict
 from toy_model import needs_eight
 
@@ -100,11 +101,18 @@ def mean_loss(params, config, batch):
 
 
 @pytest.mark.parametrize("config", [replace(CONFIG, flatten_tokens=True), SCANNED], ids=["unrolled", "scanned"])
-def test_merged_and_unmerged_adapters_give_one_loss(params, adapters, config):
+def test_merged_and_unmerged_adapters_give_one_loss_and_gradient(params, adapters, config):
+    """Of the model's own parameters, too; those of an adapter come through its merged kernel."""
     base, mine, batch = laid_out(params, config), laid_out(adapters, config), make_batch()
-    unmerged = mean_loss(with_adapters(base, mine, EVERYWHERE), config, batch)
-    merged = mean_loss(merge_adapters(base, mine, EVERYWHERE, "float32"), config, batch)
+
+    def of(combine):
+        loss = lambda base, mine: mean_loss(combine(base, mine, EVERYWHERE), config, batch)  # noqa: E731
+        return jax.device_get(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(base, mine))
+
+    unmerged, gradients = of(with_adapters)
+    merged, expected = of(partial(merge_adapters, dtype="float32"))
     np.testing.assert_allclose(unmerged, merged, rtol=1e-5)
+    assert_gradients_equal(gradients, expected)
     assert abs(unmerged - mean_loss(base, config, batch)) > 0.01
 
 
@@ -188,6 +196,10 @@ def test_no_gradient_of_a_frozen_kernel_is_computed():
     assert flops(None) - flops(LoraOptions(rank=1)) > 0.9 * (2 * encode - patches + decode)
 
 
+def lora_b_of(tree):
+    return {path: leaf for path, leaf in flatten_dict(tree).items() if path[-1] == "lora_b"}
+
+
 @needs_eight
 @pytest.mark.parametrize(
     ("options", "config"),
@@ -202,6 +214,11 @@ def test_eight_devices_train_as_one(params, options, config):
     flat = flatten_dict(state.params[ADAPTERS])
     for path, found in flatten_dict(laid_out(jax.device_get(alone.params[ADAPTERS]), config)).items():
         np.testing.assert_allclose(found, jax.device_get(flat[path]), atol=2e-3, err_msg=str(path))
+    moments = [
+        train(params, of, steps=1, mesh=on)[0].opt_state[1].mu[ADAPTERS] for of, on in ((CONFIG, ALONE), (config, mesh))
+    ]
+    of_one, of_eight = map(lora_b_of, (laid_out(jax.device_get(moments[0]), config), moments[1]))
+    assert_gradients_equal(of_eight, of_one)  # a tenth of the clipped gradient; that of lora_a is still zero
     layer = "layers" if config.scan_layers else "layers_0"
     kernel = state.params["decoder"][layer]["mlp"]["gate_proj"]["kernel"].sharding.spec
     a, b = (flat["decoder", layer, "mlp", "gate_proj", name].sharding.spec for name in ("lora_a", "lora_b"))

@@ -34,6 +34,7 @@ def test_schedules():
         ({"freeze": toy.MODULES}, "nothing to train"),
         ({"warmup_steps": 10}, "warmup_steps = 10"),
         ({"schedule": "constant", "end_learning_rate": 0.1}, "no effect"),
+        ({"moment_dtype": "float16"}, "choose 'float32' or 'bfloat16'"),
         ({"rule": "adam"}, "choose 'adamw' or 'muon'"),
         ({"schedule": "cosin"}, "choose 'constant', 'cosine' or 'linear'"),
     ],

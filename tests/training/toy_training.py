@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from jvlmm.reporting.writers import MetricsWriter
 from jvlmm.training.checkpoints import Checkpoints
 from jvlmm.training.loop import FitOptions, fit
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
+from jvlmm.training.profile import Profiler
 from jvlmm.training.state import create_state
 from jvlmm.training.step import make_train_step
 
@@ -79,15 +81,27 @@ class ToyLoader:
         self._number, self._rng.bit_generator.state = state["number"], state["generator"]
 
 
-def train(directory, loader=None, checkpoints_class=Checkpoints, writer_class=MetricsWriter, evaluate=None, **changes):
+def train(
+    directory,
+    loader=None,
+    checkpoints_class=Checkpoints,
+    writer_class=MetricsWriter,
+    evaluate=None,
+    profile=None,
+    **changes,
+):
     """Train the toy in `directory`, as a stage does; returns the final state."""
     options = FitOptions(**{"total_steps": TOTAL, "checkpoint_every": 4, **changes})
     optimizer = make_optimizer(OptimizerOptions(3e-3, warmup_steps=2, weight_decay=0.1), TOTAL, MODULES)
     state = create_state(init_params(), optimizer)
     step = make_train_step(loss_fn, optimizer)
     directory = Path(directory)
-    with writer_class(directory) as writer, checkpoints_class(directory / "checkpoints") as checkpoints:
-        return fit(state, step, loader or ToyLoader(), options, writer, checkpoints, evaluate=evaluate)
+    with ExitStack() as stack:
+        writer = stack.enter_context(writer_class(directory))
+        checkpoints = stack.enter_context(checkpoints_class(directory / "checkpoints"))
+        profiler = stack.enter_context(Profiler(profile, directory / "profile")) if profile else None
+        further = {"evaluate": evaluate, "profiler": profiler}
+        return fit(state, step, loader or ToyLoader(), options, writer, checkpoints, **further)
 
 
 def kill():
