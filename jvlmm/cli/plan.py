@@ -5,7 +5,7 @@ from typing import Any
 
 from jvlmm.cli.verb import Result, add_overrides, add_verb
 
-_COLUMNS = ("peak_gib", "capacity_gib", "arguments_gib", "temporaries_gib", "roofline_s", "roofline_mfu", "compile_s")
+_COLUMNS = ("devices", "peak_gib", "capacity_gib", "arguments_gib", "temporaries_gib", "roofline_s", "roofline_mfu", "compile_s")
 
 
 def add_parser(verbs: Any) -> None:
@@ -33,7 +33,8 @@ def plan(args: argparse.Namespace) -> Result:
 def show(result: Result) -> None:
     from jvlmm.reporting.tables import text_table
 
-    print(f"{result['topology']}: {result['devices']} devices; figures of one")
+    how = "" if result["by"] == "compilation" else "; by arithmetic: nothing was compiled"
+    print(f"{result['topology']}: {result['devices']} devices; figures of one{how}")
     rows = [[p["name"], "yes" if p["fits"] else "no", *(p[c] for c in _COLUMNS)] for p in result["programs"]]
     print(text_table(["program", "fits", *_COLUMNS], rows))
     for program in result["programs"]:
