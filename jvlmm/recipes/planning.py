@@ -95,7 +95,7 @@ def describe(program: Program, topology: Topology) -> dict[str, Any]:
         return figures(program, topology, compile_ahead(program.trace()))
     estimate = program.estimate()
     parts = {f"{part}_gib": _gib(getattr(estimate, part), 3) for part in _PARTS}
-    return {**figures(program, topology, counted(estimate)), "compile_s": None, "parts": parts}
+    return {**figures(program, topology, counted(estimate)), "parts": parts}
 
 
 def counted(estimate: Estimate) -> Footprint:
@@ -122,7 +122,7 @@ def figures(program: Program, topology: Topology, footprint: Footprint) -> dict[
         "temporaries_gib": _gib(footprint.temporaries),
         "host_gib": _gib(footprint.host_temporaries),
         "collectives_gib": {kind: _gib(size, 3) for kind, size in sorted(footprint.collectives.items())},
-        "compile_s": round(footprint.compile_seconds, 1),
+        "compile_s": round(footprint.compile_seconds, 1) if topology.compiles else None,
         "model_flops": program.model_flops,
         "flops_per_byte": round(flops / memory_traffic(program, footprint), 1),
         "roofline_s": round(seconds[slowest], 4),

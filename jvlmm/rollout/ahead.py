@@ -53,14 +53,16 @@ class AbstractGeneration:
         )
 
     def estimate_decode(self) -> Estimate:
-        """The state is donated; a step holds one layer's keys and values, its scores, and logits of every row."""
+        """The state is donated, but the loop over layers copies the cache; a step holds a layer's keys and values and
+        its scores, or the logits of every row."""
         state = self._state()
-        layer = device_bytes((state.cache.keys, state.cache.values)) / self.config.text.num_layers
-        one = Share(self.share.rows, 1)
-        scores = score_bytes(self.config, one) * state.cache.valid.shape[1]
+        cache = device_bytes((state.cache.keys, state.cache.values))
+        layer = cache / self.config.text.num_layers
+        scores = score_bytes(self.config, Share(self.share.rows, 1)) * state.cache.valid.shape[1]
         return Estimate(
             parameters=device_bytes(self.params),
             inputs=device_bytes((state, self._banned())),
+            activations=cache,
             working=round(max(layer + scores, self._logit_bytes())),
         )
 
