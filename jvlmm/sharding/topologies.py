@@ -1,6 +1,7 @@
 """Devices of a TPU slice that is not here, for programs to be compiled for."""
 
 import contextlib
+import importlib.util
 import math
 import os
 import re
@@ -79,7 +80,7 @@ def topology_devices(topology: Topology) -> list[jax.Device]:
             described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
         except Exception as error:
             reason = str(error).splitlines()[0]
-            if "libtpu" in reason.lower():
+            if "libtpu" in reason.lower() or importlib.util.find_spec("libtpu") is None:
                 raise ConfigError(
                     f"the TPU compiler cannot be loaded ({reason}); install it: pip install 'jvlmm[tpu]'"
                 ) from error
