@@ -46,7 +46,9 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--compiles", type=int, metavar="N", help="programs a search compiles a stage (16)")
     parser.add_argument(
-        "--batch-sizes", metavar="N,N", help="that a search tries (a quarter to four times the recipe's, and a few more)"
+        "--batch-sizes",
+        metavar="N,N",
+        help="rows a search tries (a quarter to four times the recipe's, and a few more)",
     )
     parser.set_defaults(status=status)
     add_overrides(parser, "values that replace those of the recipe")
@@ -101,7 +103,8 @@ def _show_search(search: dict[str, Any], programs: list[dict[str, Any]]) -> None
     if rows:
         print(text_table(["mesh", "fits", "seconds_per_sample", *_SEARCHED], rows))
     told = [f"{search[name]} {what}" for name, what in _LEFT_OUT.items() if search[name]]
-    print(f"{search['stage']}: " + "; ".join([f"of {search['candidates']} candidates {len(programs)} are shown", *told]))
+    told = [f"of {search['candidates']} candidates {len(programs)} are shown", *told]
+    print(f"{search['stage']}: {'; '.join(told)}")
     if rows and programs[0]["fits"]:
         print(f"{search['stage']}: the best is {' '.join(programs[0]['overrides'])}")
     else:

@@ -72,7 +72,9 @@ def search_recipe(
     devices = devices_of(slice_)
     stages = [stage for stage in recipe.stages if isinstance(stage, SFT)]
     if not stages:
-        raise ConfigError(f"{config_path}: recipe {recipe.name!r} has no SFT stage to search for; plan without --search")
+        raise ConfigError(
+            f"{config_path}: recipe {recipe.name!r} has no SFT stage to search for; plan without --search"
+        )
     searches, programs = [], []
     for stage in stages:
         found, counts = _search(recipe, stage, slice_, devices, media, options)

@@ -11,7 +11,6 @@ from jvlmm.models.activations import (
     Share,
     block_bytes,
     feature_bytes,
-    forward_bytes,
     head_bytes,
     layer_bytes,
     merger_bytes,

@@ -64,7 +64,10 @@ def test_weights_are_read_once_a_token():
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("sft.mesh.tensor=8", "sft.mesh.fsdp=1"), "axis 'heads' of size 4 does not divide over 8 devices.*rules.heads"),
+        (
+            ("sft.mesh.tensor=8", "sft.mesh.fsdp=1"),
+            "axis 'heads' of size 4 does not divide over 8 devices.*rules.heads",
+        ),
         (("sft.batch_size=12",), "batch_size = 12 does not divide over the 8 devices.*use a multiple of 8"),
         (("sft.mesh.fsdp=3",), "mesh data=1, fsdp=3.*does not fit 8 device"),
         (
