@@ -39,11 +39,11 @@ def test_a_block_of_the_tower(remat):
         config = for_training(PRESETS["tiny"], "gpu", remat)
         config = replace(config, vision=replace(config.vision, depth=depth))
         params = qwen2_5_vl.abstract_params(config)[0]
-        shapes = abstract_vision_inputs(patches, 64, config.vision)
+        shapes = abstract_vision_inputs(patches, 256, config.vision)
         inputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         encode = lambda params: qwen2_5_vl.encode_vision(params, config, inputs)  # noqa: E731
         modules = {name: params[name] for name in ("vision", "merger")}
-        return kept(encode, modules), block_bytes(config, Share(1, 1, patches=patches, frame_patches=64), remat)
+        return kept(encode, modules), block_bytes(config, Share(1, 1, patches=patches, frame_patches=256), remat)
 
     found = of(1024, 3)[0] - of(512, 3)[0] - of(1024, 2)[0] + of(512, 2)[0]
     assert of(512, 2)[1] == pytest.approx(found, rel=0.1)
