@@ -87,7 +87,7 @@ def test_options_of_a_search_without_one_are_refused(capsys):
 
 
 def test_a_recipe_that_suits_no_mesh_is_refused():
-    with pytest.raises(ConfigError, match="no mesh and batch size suit h100:7; the first: .*does not"):
+    with pytest.raises(ConfigError, match="no mesh and batch size suit h100:7; the first: .*do not divide"):
         search_recipe(RECIPE, "h100:7", options=SearchOptions(batch_sizes=(8,)))
 
 
