@@ -10,10 +10,11 @@ the backward pass, by `config.remat`:
     full      c D                                             the layer's input
     offload   0                                               the same in the memory of the host
 
-p is 1 for the splash kernel; elsewhere each of the n pieces of a causal row keeps its own keys, (n + 1) / 2 in all.
-A patch of a block of the tower keeps likewise 16 D + 16 + c (5 D + 3 F) + 2 a, c (5 D + 2 F) + a, c (5 D + 2 F), c D
-or 0; a, what attention keeps, is g (4 c D + s) and, but for the kernel, g bytes of mask for each patch attended to, in
-groups padded to g = 2 times the patches, once for windows and once for frames.
+p is 1 for a kernel; elsewhere each of the n pieces of a causal row keeps its own keys, (n + 1) / 2 in all. With cuDNN,
+whose results cannot be kept, "minimal" is "dots".
+A patch of a block of the tower keeps likewise 16 D + 16 + c (5 D + 3 F) + a, c (5 D + 2 F) + 2 g (c D + s),
+c (5 D + 2 F), c D or 0; a, what attention keeps, is g times: 2 (4 c D + s), once for windows and once for frames, and a
+byte of mask for each patch attended to. Groups are padded to g = 2 times the patches.
 """
 
 from dataclasses import dataclass
@@ -55,11 +56,12 @@ def layer_bytes(config: ModelConfig, share: Share, remat: str, mlp_share: float 
     d, f = text.hidden_size, mlp_share * text.intermediate_size / share.mlp
     h, k = d / share.heads, text.num_kv_heads * text.head_dim / share.kv_heads
     s = 8 * text.num_heads / share.heads
-    copies = 1 if config.attention == "splash" else (causal_pieces(share.length) + 1) / 2
+    copies = (causal_pieces(share.length) + 1) / 2 if config.attention == "xla" else 1
+    dots = c * (2 * d + h + 2 * k + 2 * f)
     kept = {
         "none": 16 * d + 16 + c * (4 * d + 3 * h + 2 * k * copies + 3 * f) + s,
-        "minimal": c * (2 * d + 2 * h + 2 * k + 2 * f) + s,
-        "dots": c * (2 * d + h + 2 * k + 2 * f),
+        "minimal": dots if config.attention == "cudnn" else dots + c * h + s,
+        "dots": dots,
         "full": c * d,
         "offload": 0,
     }
@@ -72,12 +74,11 @@ def block_bytes(config: ModelConfig, share: Share, remat: str) -> float:
     d, f = vision.hidden_size, vision.intermediate_size / share.vision_mlp
     window = (vision.window_size // vision.patch_size) ** 2
     s = 8 * vision.num_heads / share.vision_heads
-    mask = window + (0 if config.attention == "splash" else share.frame_patches)
-    attention = _PADDED * (2 * (4 * c * d / share.vision_heads + s) + mask)
+    attention = _PADDED * (2 * (4 * c * d / share.vision_heads + s) + window + share.frame_patches)
     products = c * (2 * d + 3 * d / share.vision_heads + 2 * f)
     kept = {
         "none": 16 * d + 16 + c * (5 * d + 3 * f) + attention,
-        "minimal": products + attention,
+        "minimal": products + _PADDED * 2 * (c * d / share.vision_heads + s),
         "dots": products,
         "full": c * d,
         "offload": 0,
@@ -104,8 +105,8 @@ def head_bytes(config: ModelConfig, share: Share, tile: int) -> float:
 
 
 def score_bytes(config: ModelConfig, share: Share) -> float:
-    """Bytes of the decoder's attention scores and weights, float32, that exist at one time; none in the kernel."""
-    if config.attention == "splash":
+    """Bytes of the decoder's attention scores and weights, float32, that exist at one time; none in a kernel."""
+    if config.attention != "xla":
         return 0.0
     queries = min(-(-share.length // causal_pieces(share.length)), dense_queries(share.length))
     return 2 * 4.0 * share.rows * config.text.num_heads / share.heads * queries * share.length

@@ -100,7 +100,8 @@ def describe(program: Program, topology: Topology) -> dict[str, Any]:
 
 def counted(estimate: Estimate) -> Footprint:
     """An estimate in place of what a compiler says."""
-    return Footprint(estimate.arguments, estimate.temporaries, estimate.peak, estimate.collectives, 0.0)
+    sizes = estimate.arguments, estimate.temporaries, estimate.peak, estimate.collectives
+    return Footprint(*sizes, compile_seconds=0.0, host_temporaries=estimate.host)
 
 
 def figures(program: Program, topology: Topology, footprint: Footprint) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Estimate:
     gradients: int = 0
     activations: int = 0  # kept from the forward to the backward pass, or from layer to layer
     working: int = 0  # the most that exists for a moment only: of a layer, the head, or the tower
+    host: int = 0  # kept in the memory of the host instead of its own
     results: int = 0  # that do not take the place of donated arguments
     collectives: Mapping[str, int] = field(default_factory=dict)  # received from other devices, by kind of operation
 

@@ -39,16 +39,16 @@ def update_estimate(
     state, mesh = prepared.shapes, prepared.shardings.step.mesh
     trained = {name: tree for name, tree in state.params.items() if name not in prepared.freeze}
     share, c = share_of(batch, mesh, rules, frame_patches), jnp.dtype(config.dtype).itemsize
-    decoder = layer_bytes(config, share, config.remat) * config.text.num_layers
     ends = share.tokens * config.text.hidden_size * (8 + c)
-    tower = block_bytes(config, share, config.remat) * config.vision.depth if _is_backward("vision", prepared) else 0
+    tower = _is_backward("vision", prepared)
     merger = merger_bytes(config, share) if tower or _is_backward("merger", prepared) else 0
+    blocks = _kept(config, share, prepared, config.remat)
     return Estimate(
         parameters=device_bytes(state.params),
         optimizer=device_bytes(state.opt_state),
         inputs=device_bytes(batch),
         gradients=4 * _size(trained),
-        activations=round(decoder + ends + tower + merger + feature_bytes(config, share)),
+        activations=round(blocks + ends + merger + feature_bytes(config, share)),
         working=round(
             max(
                 head_bytes(config, share, HEAD_TILE),
@@ -56,6 +56,7 @@ def update_estimate(
                 block_bytes(config, share, "none") if tower else tower_forward_bytes(config, share),
             )
         ),
+        host=round(_kept(config, share, prepared, "full")) if config.remat == "offload" else 0,
         collectives=_collectives(prepared, config, share, trained, rules),
     )
 
@@ -72,6 +73,13 @@ def share_of(batch: Batch, mesh: Mesh | AbstractMesh, rules: ShardingRules, fram
         frame_patches=frame_patches,
         **{axis: split_count(mesh, getattr(rules, axis)) for axis in axes},
     )
+
+
+def _kept(config: ModelConfig, share: Share, prepared: PreparedTraining, remat: str) -> float:
+    """Bytes that the layers of the decoder, and the blocks of a tower with a backward pass, keep."""
+    blocks = config.vision.depth if _is_backward("vision", prepared) else 0
+    layers = config.text.num_layers
+    return layers * layer_bytes(config, share, remat) + blocks * block_bytes(config, share, remat)
 
 
 def _is_backward(module: str, prepared: PreparedTraining) -> bool:

@@ -87,8 +87,8 @@ def recomputed_flops(
 ) -> float:
     """FLOPs that an update repeats by `config.remat` and that do not count as the model's.
 
-    "full" and "offload" run the forward pass of every layer again, "dots" that of its attention's pairs; the head's
-    logits are computed again always.
+    "full" and "offload" run the forward pass of every layer again, "dots" (and "minimal" with cuDNN) that of its
+    attention's pairs; the head's logits are computed again always.
     """
     text, total = config.text, float(np.sum(lengths))
     head = head_flops(text, total)
@@ -98,7 +98,9 @@ def recomputed_flops(
             layers = decoder_flops(text, lengths) - head
             has_backward = patches and ("vision" not in freeze or "vision" in adapted)
             layers += vision_flops(config.vision, patches, frame_patches) if has_backward else 0.0
-        case "dots":
+        case "minimal" if config.attention != "cudnn":
+            layers = 0.0
+        case "minimal" | "dots":
             layers = text.num_layers * 4 * text.num_heads * text.head_dim * pairs
         case _:
             layers = 0.0

@@ -18,7 +18,7 @@ def kept(function, params) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "minimal", "dots", "full"])
 def test_a_decoder_layer(remat):
     def of(rows, layers):
         config = for_training(PRESETS["tiny"], "gpu", remat)
@@ -33,7 +33,7 @@ def test_a_decoder_layer(remat):
     assert of(2, 2)[1] == pytest.approx(found, rel=0.02)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "minimal", "dots", "full"])
 def test_a_block_of_the_tower(remat):
     def of(patches, depth):
         config = for_training(PRESETS["tiny"], "gpu", remat)

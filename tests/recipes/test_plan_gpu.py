@@ -37,7 +37,11 @@ def test_remat_and_batch_change_what_is_kept():
         return plan_recipe(RECIPE, "h100:8", overrides)["programs"][0]["parts"]["activations_gib"]
 
     none, dots, full = (kept(f"sft.remat={remat}") for remat in ("none", "dots", "full"))
-    assert none > dots > full > 0
+    assert none > kept("sft.remat=minimal") > dots > full > 0
+    frozen = "sft.optimizer.freeze=vision,merger"
+    assert kept("sft.remat=minimal", "sft.attention=cudnn", frozen) == kept("sft.remat=dots", frozen)
+    offloaded = plan_recipe(RECIPE, "h100:8", ("sft.remat=offload",))["programs"][0]
+    assert offloaded["host_gib"] > 0 and offloaded["parts"]["activations_gib"] < full
     assert kept("sft.remat=none", "sft.batch_size=16", "sft.vision.patch_buckets=4096") == pytest.approx(2 * none, 0.1)
 
 
