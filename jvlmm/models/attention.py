@@ -45,8 +45,7 @@ def attend(
     if not causal:
         return _attend_rows(query, key, value, query_segments, key_segments, None)
     length = query.shape[2]
-    pieces = min(_CAUSAL_PIECES, -(-length // _CAUSAL_PIECE))
-    span = -(-length // pieces)
+    span = -(-length // causal_pieces(length))
     mixed = []
     for start in range(0, length, span):  # no piece meets the keys after its last query
         end = min(start + span, length)
@@ -58,9 +57,19 @@ def attend(
     return jnp.concatenate(mixed, axis=1)
 
 
+def causal_pieces(length: int) -> int:
+    """Pieces that `attend` cuts a causal sequence into; each reads, and keeps, the keys up to its end."""
+    return min(_CAUSAL_PIECES, -(-length // _CAUSAL_PIECE))
+
+
+def dense_queries(keys: int) -> int:
+    """Queries whose scores with so many keys exist at one time."""
+    return max(1, _DENSE_SCORES // keys)
+
+
 def _attend_rows(query, key, value, query_segments, key_segments, offsets):
     """`attend` at once or in tiles; `offsets` int32 [L] are the queries' own places when causal."""
-    tile = max(1, _DENSE_SCORES // key.shape[2])
+    tile = dense_queries(key.shape[2])
     if query.shape[2] <= tile:
         return _attend_dense(query, key, value, _mask(query_segments, key_segments, offsets, key.shape[2]))
     return _attend_tiled(query, key, value, query_segments, key_segments, offsets, tile)

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from jvlmm.sharding.rules import ShardingRules, fitting_spec, mesh_axes, partition_spec
 
-_WORDS = 2**15  # of the vocabulary whose logits exist at one time
+WORDS = 2**15  # of the vocabulary whose logits exist at one time
 _LOWEST = -1e30
 
 
@@ -160,7 +160,7 @@ def _tiling(shape, tile):
 def _word_tiles(head):
     """[V / n, n, D]: tile i is every n-th word from i on, so that each device's share of the words is in all tiles."""
     vocab = len(head)
-    tiles = next(n for n in range(-(-vocab // _WORDS), vocab + 1) if vocab % n == 0)
+    tiles = next(n for n in range(-(-vocab // WORDS), vocab + 1) if vocab % n == 0)
     return head.reshape(vocab // tiles, tiles, head.shape[1])
 
 

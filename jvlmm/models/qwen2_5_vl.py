@@ -30,7 +30,8 @@ and merger; "layers" for the stacked axis.
 """
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -102,10 +103,16 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 
 def abstract_params(config: ModelConfig) -> tuple[Params, Params]:
     """The tree of `init_params` without its arrays: ShapeDtypeStructs, and a tuple of logical axis names a leaf."""
-    boxed = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
+    boxed = _abstract_boxes(replace(config, remat="none", mlp_tile=None, attention="xla", rules=None))
     # `unbox` would place arrays on the current mesh; the names and shapes are wanted without one.
     shapes = jax.tree.map(lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype), boxed, is_leaf=_is_box)
     return shapes, jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
+
+
+@lru_cache(maxsize=8)
+def _abstract_boxes(config: ModelConfig):
+    """Boxes of ShapeDtypeStructs; a search asks for the same ones thousands of times."""
+    return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
 
 
 def _is_box(leaf) -> bool:

@@ -1,16 +1,25 @@
 """The evaluation stage: a model folder and questions in, figures and predictions out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import numpy as np
+
+from jvlmm.data.batch import abstract_batch
 from jvlmm.data.loader import PipelineOptions
 from jvlmm.data.rejections import Rejections
 from jvlmm.evaluation.evaluate import Protocol, evaluate
-from jvlmm.recipes.recipe import Run
+from jvlmm.models.config import ModelConfig
+from jvlmm.models.execution import for_inference
+from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
+from jvlmm.rollout.ahead import AbstractGeneration
 from jvlmm.rollout.checkpoint import load_generator
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.training.flops import decode_flops, prefill_flops
 
 
 @dataclass(frozen=True)
@@ -50,3 +59,37 @@ class Evaluate:
                 on_progress=lambda done, total: progress(done, total, {}),
             )
         return {"path": predictions, "evaluation": figures}
+
+    def programs(
+        self, config: ModelConfig, devices: Sequence[jax.Device] | int, platform: str, media: bool = True
+    ) -> list[Program]:
+        """Prefill of the largest batch and the loop that decodes it, on the first device: generation has no mesh.
+
+        The loop meets its arguments, weights and cache, once a token.
+        """
+        config = for_inference(config, platform)
+        frame = self.vision.pixels.video_max_pixels // config.vision.patch_size**2 if media else None
+        batch = abstract_batch(self.vision.batch(self.batch_size, self.length_buckets), config, frame)
+        generation = AbstractGeneration(config, batch, self.sampling, frame or 0)
+        lengths = np.full(self.batch_size, self.length_buckets[-1])
+        further = self.sampling.max_tokens - 1
+        patches = self.vision.patch_buckets[-1] if media else 0
+        prefill = Program(
+            f"{self.name}.prefill",
+            lambda: generation.trace_prefill(devices[0]),
+            generation.estimate_prefill,
+            devices=1,
+            samples=self.batch_size,
+            model_flops=prefill_flops(config, lengths, patches, frame or 0),
+            passes=1,
+        )
+        decode = Program(
+            f"{self.name}.decode",
+            lambda: generation.trace_decode(devices[0]),
+            generation.estimate_decode,
+            devices=1,
+            samples=self.batch_size,
+            model_flops=decode_flops(config, lengths, further),
+            passes=further,
+        )
+        return [prefill, decode] if further else [prefill]

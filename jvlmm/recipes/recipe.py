@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 
 from jvlmm.errors import ConfigError
+from jvlmm.sharding.estimate import Estimate
 
 
 class Stage(Protocol):
@@ -28,8 +29,13 @@ class Program:
     """What a stage compiles for its devices, for `jvlmm plan`."""
 
     name: str
-    trace: Callable[[], jax.stages.Traced]
-    model_flops: float  # of one execution, over all devices
+    trace: Callable[[], jax.stages.Traced]  # on devices
+    estimate: Callable[[], Estimate]  # also on a mere number of devices
+    devices: int  # that execute it
+    samples: int  # rows of one execution
+    model_flops: float  # of one execution, over all its devices
+    recomputed_flops: float = 0.0  # that it spends besides, to save memory
+    passes: int = 2  # times a device reads or writes its arguments, at the least
 
 
 @dataclass(frozen=True)

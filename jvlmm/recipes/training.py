@@ -29,11 +29,12 @@ from jvlmm.reporting.writers import MetricsWriter
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules, laid_out
 from jvlmm.training.checkpoints import Checkpoints
-from jvlmm.training.flops import model_flops, update_flops
+from jvlmm.training.estimate import update_estimate
+from jvlmm.training.flops import model_flops, recomputed_flops, update_flops
 from jvlmm.training.loop import FitOptions, fit
 from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters
 from jvlmm.training.optimizer import OptimizerOptions
-from jvlmm.training.placement import batch_shardings, loader_share, row_shards
+from jvlmm.training.placement import batch_shardings, check_lengths, loader_share, row_shards
 from jvlmm.training.preparation import PreparedTraining, prepare_sft
 from jvlmm.training.profile import ProfileOptions, Profiler
 from jvlmm.training.state import TrainState
@@ -162,9 +163,9 @@ class SFT:
         return paths
 
     def programs(
-        self, config: ModelConfig, devices: Sequence[jax.Device], platform: str, media: bool = True
+        self, config: ModelConfig, devices: Sequence[jax.Device] | int, platform: str, media: bool = True
     ) -> list[Program]:
-        """The update on the largest batch, with media or of text alone."""
+        """The update on the largest batch, with media or of text alone; of a number of devices to be estimated only."""
         mesh = make_mesh(self.mesh, devices)
         config = self.execution(config, mesh, platform)
         prepared = self.prepare(config, mesh, platform)
@@ -173,13 +174,15 @@ class SFT:
         placed = laid_out(batch, batch_shardings(batch, mesh, self.rules))
         lengths = np.full(self.batch_size, self.length_buckets[-1])
         patches = self.vision.patch_buckets[-1] if media else 0
-        flops = update_flops(config, lengths, patches, frame or 0, prepared.freeze, prepared.adapted)
+        counted = config, lengths, patches, frame or 0, prepared.freeze, prepared.adapted
 
         def trace() -> jax.stages.Traced:
             with jax.set_mesh(mesh):
                 return prepared.step.trace(prepared.shapes, placed)
 
-        return [Program(f"{self.name}.train_step", trace, flops)]
+        estimate = partial(update_estimate, prepared, config, placed, frame or 0, self.rules)
+        flops = update_flops(*counted), recomputed_flops(*counted)
+        return [Program(f"{self.name}.train_step", trace, estimate, mesh.size, self.batch_size, *flops)]
 
     def execution(self, config: ModelConfig, mesh: Mesh, platform: str) -> ModelConfig:
         """`config` as this stage runs it."""
@@ -190,6 +193,7 @@ class SFT:
 
     def batch(self, mesh: Mesh) -> BatchOptions:
         """The static shapes of its batches."""
+        check_lengths(self.length_buckets, mesh, self.rules)
         return self.vision.batch(self.batch_size, self.length_buckets, *row_shards(mesh, self.rules), pack=self.pack)
 
     def prepare(self, config: ModelConfig, mesh: Mesh, platform: str, seed: int = 0) -> PreparedTraining:

@@ -58,8 +58,7 @@ def generate(
     text and is needed for stop strings only. Compiled once per prompt bucket, batch size and power of two of
     `max_tokens`.
     """
-    bucket = max(_SMALLEST_BUCKET, 1 << (options.max_tokens - 1).bit_length())
-    static = replace(options, max_tokens=bucket, stop=(), seed=0)  # what is traced depends on nothing else
+    static = traced_options(options)
     state = start(params, config, batch, static, keys, banned)
     if options.stop:
         if decode is None:
@@ -77,6 +76,12 @@ def generate(
         log_probs=np.where(written, log_probs[:, : options.max_tokens], np.float32(0)),
         finished=finished,
     )
+
+
+def traced_options(options: SamplingOptions) -> SamplingOptions:
+    """What the programs depend on of `options`, and nothing else: `max_tokens` is that of a bucket."""
+    bucket = max(_SMALLEST_BUCKET, 1 << (options.max_tokens - 1).bit_length())
+    return replace(options, max_tokens=bucket, stop=(), seed=0)
 
 
 @partial(jax.jit, static_argnames=("config", "options"))

@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass, fields
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jvlmm.errors import ConfigError
 
@@ -36,15 +36,18 @@ class MeshOptions:
 MESH_AXES = tuple(field.name for field in fields(MeshOptions))
 
 
-def make_mesh(options: MeshOptions, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(options: MeshOptions, devices: Sequence[jax.Device] | int | None = None) -> Mesh | AbstractMesh:
     """Mesh with the axes of MESH_AXES over `devices` (all devices by default), ordered for locality.
 
+    Of a number of devices, which may be anywhere, an AbstractMesh: shardings on it say what a device holds.
     TPU devices of several slices lie so that only `data`, and `fsdp` where that is not enough, goes between slices.
     Raises ConfigError where the axes do not multiply to the number of devices, or would have to go between slices.
     """
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    if isinstance(devices, int):
+        return AbstractMesh(_mesh_shape(options, devices), MESH_AXES, axis_types=types)
     devices = jax.devices() if devices is None else list(devices)
     shape = _mesh_shape(options, len(devices))
-    types = (AxisType.Auto,) * len(MESH_AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)

@@ -1,6 +1,7 @@
 """Devices of a TPU slice that is not here, for programs to be compiled for."""
 
 import contextlib
+import importlib.util
 import math
 import os
 import re
@@ -42,6 +43,11 @@ class Topology:
         return self.kind in _TPUS
 
     @property
+    def platform(self) -> str:
+        """As JAX names the back end of its devices."""
+        return "tpu" if self.compiles else "gpu"
+
+    @property
     def num_devices(self) -> int:
         return math.prod(self.shape) * _CORES.get(self.kind, 1)
 
@@ -53,7 +59,12 @@ def parse_topology(text: str) -> Topology:
         raise ConfigError(
             f"--topology {text!r} is unknown; write v5e:4x4, v5p:4x4x4 or h100:8, with one of {', '.join(ACCELERATORS)}"
         )
-    return Topology(text, ACCELERATORS[match["name"]], tuple(int(n) for n in match["shape"].split("x")))
+    topology = Topology(text, ACCELERATORS[match["name"]], tuple(int(n) for n in match["shape"].split("x")))
+    if not topology.num_devices:
+        raise ConfigError(f"--topology {text!r} has no devices; write positive numbers, such as {match['name']}:8")
+    if not topology.compiles and len(topology.shape) > 1:
+        raise ConfigError(f"--topology {text!r}: GPUs have no shape; write their number, {match['name']}:8")
+    return topology
 
 
 def topology_devices(topology: Topology) -> list[jax.Device]:
@@ -69,7 +80,7 @@ def topology_devices(topology: Topology) -> list[jax.Device]:
             described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
         except Exception as error:
             reason = str(error).splitlines()[0]
-            if "libtpu" in reason.lower():
+            if "libtpu" in reason.lower() or importlib.util.find_spec("libtpu") is None:
                 raise ConfigError(
                     f"the TPU compiler cannot be loaded ({reason}); install it: pip install 'jvlmm[tpu]'"
                 ) from error

@@ -1,4 +1,4 @@
-"""Model FLOPs of a training step, counted analytically.
+"""Model FLOPs of a training step and of generation, counted analytically.
 
 Only what the algorithm needs counts: padding, recomputation and masked halves of causal attention do
 not. XLA's own analysis counts a scanned layer once and a padded token like any other.
@@ -27,10 +27,28 @@ def decoder_flops(config: TextConfig, lengths: np.ndarray) -> float:
     """FLOPs of one forward pass of the decoder and its head over causal sequences of `lengths` int [n] tokens."""
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     layer = 2 * config.hidden_size * (2 * heads + 2 * kv_heads + 3 * config.intermediate_size)
-    per_token = config.num_layers * layer + 2 * config.hidden_size * config.vocab_size
     lengths = np.asarray(lengths, np.float64)
     pairs = np.sum(lengths * (lengths + 1) / 2)
-    return float(np.sum(lengths) * per_token + config.num_layers * 4 * heads * pairs)
+    layers = config.num_layers * (np.sum(lengths) * layer + 4 * heads * pairs)
+    return float(layers + head_flops(config, np.sum(lengths)))
+
+
+def head_flops(config: TextConfig, tokens: float) -> float:
+    """FLOPs of the output head over so many tokens."""
+    return 2.0 * config.hidden_size * config.vocab_size * tokens
+
+
+def prefill_flops(config: ModelConfig, lengths: np.ndarray, patches: int, frame_patches: int) -> float:
+    """FLOPs of prompts of `lengths` int [n] with `patches` patches of media; the head reads each one's last token."""
+    skipped = head_flops(config.text, np.sum(lengths) - len(lengths))
+    tower = vision_flops(config.vision, patches, frame_patches) if patches else 0.0
+    return decoder_flops(config.text, lengths) - skipped + tower
+
+
+def decode_flops(config: ModelConfig, lengths: np.ndarray, tokens: int) -> float:
+    """FLOPs of `tokens` more tokens after each prompt of `lengths` int [n]: what they add to longer sequences."""
+    lengths = np.asarray(lengths)
+    return decoder_flops(config.text, lengths + tokens) - decoder_flops(config.text, lengths)
 
 
 def model_flops(config: ModelConfig, batch: Any, freeze: tuple[str, ...] = (), adapted: tuple[str, ...] = ()) -> float:
@@ -57,6 +75,36 @@ def update_flops(
     decoder = decoder_flops(config.text, lengths) * (2 if "decoder" in freeze else 3)
     tower = vision_flops(config.vision, patches, frame_patches) if patches else 0.0
     return decoder + tower * (3 if "vision" not in freeze else 2 if "vision" in adapted else 1)
+
+
+def recomputed_flops(
+    config: ModelConfig,
+    lengths: np.ndarray,
+    patches: int,
+    frame_patches: int,
+    freeze: tuple[str, ...] = (),
+    adapted: tuple[str, ...] = (),
+) -> float:
+    """FLOPs that an update repeats by `config.remat` and that do not count as the model's.
+
+    "full" and "offload" run the forward pass of every layer again, "dots" (and "minimal" with cuDNN) that of its
+    attention's pairs; the head's logits are computed again always.
+    """
+    text, total = config.text, float(np.sum(lengths))
+    head = head_flops(text, total)
+    pairs = float(np.sum(np.asarray(lengths, np.float64) * (np.asarray(lengths) + 1) / 2))
+    match config.remat:
+        case "full" | "offload":
+            layers = decoder_flops(text, lengths) - head
+            has_backward = patches and ("vision" not in freeze or "vision" in adapted)
+            layers += vision_flops(config.vision, patches, frame_patches) if has_backward else 0.0
+        case "minimal" if config.attention != "cudnn":
+            layers = 0.0
+        case "minimal" | "dots":
+            layers = text.num_layers * 4 * text.num_heads * text.head_dim * pairs
+        case _:
+            layers = 0.0
+    return head + layers
 
 
 def segment_lengths(segment_ids: np.ndarray) -> np.ndarray:

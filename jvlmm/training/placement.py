@@ -21,6 +21,17 @@ def row_shards(mesh: Mesh, rules: ShardingRules) -> tuple[int, int]:
     return rows, split_count(mesh, rules.media) // rows
 
 
+def check_lengths(length_buckets: Sequence[int], mesh: Mesh, rules: ShardingRules) -> None:
+    """ConfigError where rows of these lengths do not divide over the devices that split them."""
+    devices = split_count(mesh, rules.length)
+    uneven = [length for length in length_buckets if length % devices]
+    if uneven:
+        raise ConfigError(
+            f"length_buckets = {tuple(length_buckets)}: rows of {uneven[0]} tokens do not divide over the {devices} "
+            f"devices of mesh axes {rules.length}; use multiples of {devices}, or fewer devices along context"
+        )
+
+
 def batch_placement(mesh: Mesh, rules: ShardingRules, batch_size: int) -> Callable[[Any], Any]:
     """Function that puts a host batch on the devices as `batch_shardings` says.
 

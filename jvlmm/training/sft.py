@@ -11,8 +11,10 @@ from jvlmm.models.qwen2_5_vl import encode_vision, forward, token_log_probs
 from jvlmm.objectives.sft import sft_loss
 from jvlmm.training.step import LossFn
 
+HEAD_TILE = 512  # tokens whose logits exist at a time
 
-def make_sft_loss(config: ModelConfig, tile: int = 512) -> LossFn:
+
+def make_sft_loss(config: ModelConfig, tile: int = HEAD_TILE) -> LossFn:
     """Loss function for `make_train_step`.
 
     `tile` is the number of tokens whose logits exist at a time; [B, L, V] never does. Stretches of the batch in

@@ -18,7 +18,7 @@ def naive_log_probs(hidden, head, targets):
 @pytest.mark.parametrize("words", [99, 5])
 @pytest.mark.parametrize(("batch", "length", "tile"), [(2, 9, 4), (3, 8, 6), (1, 7, 1), (4, 2, 3), (2, 5, 99)])
 def test_tiled_log_probs_equal_the_naive_ones(monkeypatch, batch, length, tile, words):
-    monkeypatch.setattr(log_probs, "_WORDS", words)  # of the vocabulary in one tile
+    monkeypatch.setattr(log_probs, "WORDS", words)  # of the vocabulary in one tile
     rng = np.random.default_rng(batch * 100 + length)
     hidden, head = rng.normal(size=(batch, length, 6)), rng.normal(size=(18, 6))
     hidden, head, weights = (jnp.asarray(x, jnp.float32) for x in (hidden, head, rng.normal(size=(batch, length))))
