@@ -53,7 +53,7 @@ def recipe() -> Recipe:
                 name="sft",
                 model=BASE,
                 sources=(Source("stage:data"),),
-                steps=600,
+                steps=500,
                 batch_size=16,
                 length_buckets=(192, 304),
                 vision=VISION,

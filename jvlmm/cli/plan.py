@@ -38,7 +38,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--topology",
         required=True,
-        help="such as v5e:16x16, v5p:4x4x4, v6e:8x8; h100:8 and other GPUs of one node by arithmetic alone",
+        help="such as v5e:16x16, v5p:4x4x4, 2xv6e:8x8 (two slices); h100:8 and other GPUs by arithmetic alone",
     )
     parser.add_argument("--text-only", action="store_true", help="as if no example had images or videos")
     parser.add_argument(

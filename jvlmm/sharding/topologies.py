@@ -15,7 +15,7 @@ from jvlmm.sharding.accelerators import ACCELERATORS, Accelerator
 
 _TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 _CORES = {"v4": 2, "tpu7x": 2}  # devices a chip; 1 elsewhere
-_FORM = re.compile(r"(?P<name>[a-z0-9]+):(?P<shape>\d+(x\d+)*)")
+_FORM = re.compile(r"((?P<slices>\d+)x)?(?P<name>[a-z][a-z0-9]*):(?P<shape>\d+(x\d+)*)")
 # What the TPU runtime would ask the machine's metadata server for.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -27,15 +27,13 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Topology:
-    """A slice such as v5p:4x4x4, or GPUs of one node such as h100:8."""
+    """A slice such as v5p:4x4x4, several of them such as 2xv5e:16x16, or GPUs of one node such as h100:8."""
 
     name: str
+    kind: str
     accelerator: Accelerator
-    shape: tuple[int, ...]  # chips along each axis of the slice
-
-    @property
-    def kind(self) -> str:
-        return self.name.split(":")[0]
+    shape: tuple[int, ...]  # chips along each axis of a slice
+    slices: int = 1
 
     @property
     def compiles(self) -> bool:
@@ -49,20 +47,22 @@ class Topology:
 
     @property
     def num_devices(self) -> int:
-        return math.prod(self.shape) * _CORES.get(self.kind, 1)
+        return self.slices * math.prod(self.shape) * _CORES.get(self.kind, 1)
 
 
 def parse_topology(text: str) -> Topology:
-    """Read `NAME:SHAPE`. Raises ConfigError with what is allowed."""
+    """Read `NAME:SHAPE` or `SLICESxNAME:SHAPE`. Raises ConfigError with what is allowed."""
     match = _FORM.fullmatch(text)
     if match is None or match["name"] not in ACCELERATORS:
         raise ConfigError(
-            f"--topology {text!r} is unknown; write v5e:4x4, v5p:4x4x4 or h100:8, with one of {', '.join(ACCELERATORS)}"
+            f"--topology {text!r} is unknown; write v5e:4x4, v5p:4x4x4, 2xv5e:16x16 or h100:8, with one of "
+            f"{', '.join(ACCELERATORS)}"
         )
-    topology = Topology(text, ACCELERATORS[match["name"]], tuple(int(n) for n in match["shape"].split("x")))
+    shape, slices = tuple(int(n) for n in match["shape"].split("x")), int(match["slices"] or 1)
+    topology = Topology(text, match["name"], ACCELERATORS[match["name"]], shape, slices)
     if not topology.num_devices:
         raise ConfigError(f"--topology {text!r} has no devices; write positive numbers, such as {match['name']}:8")
-    if not topology.compiles and len(topology.shape) > 1:
+    if not topology.compiles and (len(shape) > 1 or match["slices"]):
         raise ConfigError(f"--topology {text!r}: GPUs have no shape; write their number, {match['name']}:8")
     return topology
 
@@ -75,9 +75,11 @@ def topology_devices(topology: Topology) -> list[jax.Device]:
     from jax.experimental import topologies
 
     options = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(topology.shape) == 1 else {}
+    options |= {"num_slices": topology.slices} if topology.slices > 1 else {}
+    one_slice = f"{topology.kind}:{'x'.join(map(str, topology.shape))}"
     with _environment(_ENVIRONMENT):
         try:
-            described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
+            described = topologies.get_topology_desc(platform="tpu", topology_name=one_slice, **options)
         except Exception as error:
             reason = str(error).splitlines()[0]
             if "libtpu" in reason.lower() or importlib.util.find_spec("libtpu") is None:

@@ -8,7 +8,8 @@ from jvlmm.sharding.topologies import parse_topology
 
 
 @pytest.mark.parametrize(
-    ("text", "devices"), [("v5e:4x4", 16), ("v5p:2x2x2", 8), ("v4:2x2x2", 16), ("tpu7x:2x2x1", 8), ("h100:8", 8)]
+    ("text", "devices"),
+    [("v5e:4x4", 16), ("v5p:2x2x2", 8), ("v4:2x2x2", 16), ("tpu7x:2x2x1", 8), ("h100:8", 8), ("2xv5e:4x4", 32)],
 )
 def test_devices_of_a_topology(text, devices):
     topology = parse_topology(text)
@@ -16,9 +17,9 @@ def test_devices_of_a_topology(text, devices):
     assert topology.compiles == (not text.startswith("h"))
 
 
-@pytest.mark.parametrize("text", ["v5p", "v9:2x2", "v5e:4*4", "v5e:", ""])
+@pytest.mark.parametrize("text", ["v5p", "v9:2x2", "xv5e:4x4", "v5e:4*4", "v5e:", ""])
 def test_an_unknown_topology_is_refused_with_what_is_allowed(text):
-    with pytest.raises(ConfigError, match="write v5e:4x4, v5p:4x4x4 or h100:8, with one of v4, v5e"):
+    with pytest.raises(ConfigError, match="write v5e:4x4, v5p:4x4x4, 2xv5e:16x16 or h100:8, with one of v4, v5e"):
         parse_topology(text)
 
 
