@@ -196,7 +196,7 @@ def recipe() -> Recipe:
                 batch_size=32,
             ),
             read(
-                "tiny",
+                "reasons",
                 "stage:pairs",
                 (
                     *3 * (captions("timeline"),),
@@ -212,6 +212,23 @@ def recipe() -> Recipe:
                 2200,
                 (144, 208, 272, 352),
                 replace(COPY, schedule="cosine"),
+            ),
+            # What timelines have pushed aside: the colour of a shape told by its kind.
+            read(
+                "tiny",
+                "stage:reasons",
+                (
+                    captions("timeline"),
+                    explained("data"),
+                    explained("data", repeat=4, types=("attribute",)),
+                    explained("data", types=("order", "event", "boxes", "count")),
+                    explained("data", types=("attribute", "order"), turns=2),
+                    explained("images", turns=2, limit=30000),
+                    pairs(5000),
+                ),
+                750,
+                (144, 208, 272, 352),
+                replace(COPY, schedule="cosine", learning_rate=1.5e-3),
             ),
             evaluate("test"),
             evaluate("test_hard"),
