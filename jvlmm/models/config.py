@@ -86,6 +86,6 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
-    mlp_tile: int | None = None  # tokens of a row whose hidden units the decoder's MLP keeps at a time; None: all
+    mlp_tile: int | None = None  # tokens of a device whose hidden units the decoder's MLP keeps at a time; None: all
     attention: Literal["xla", "splash", "cudnn"] = "xla"
     rules: ShardingRules | None = None

@@ -9,7 +9,8 @@ from jvlmm.models.attention import attend
 from jvlmm.models.cache import KVCache, LayerCache, cache_from_prompt
 from jvlmm.models.config import ModelConfig, TextConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rematerialise, rotate
-from jvlmm.sharding.rules import constrain, split_count
+from jvlmm.models.tiles import over_tiles
+from jvlmm.sharding.rules import constrain
 
 
 def _residual_variance(text: TextConfig) -> float:
@@ -89,20 +90,14 @@ class DecoderLayer(nn.Module):
         return self._place(x + self._fed(x)), kept
 
     def _fed(self, x):
-        """The MLP's share of the output; in training only `mlp_tile` tokens of a row have hidden units at a time."""
-        tiles = self._num_tiles(x.shape[1])
-        if tiles == 1:
+        """The MLP's share of the output; in training only `mlp_tile` tokens have hidden units at a time."""
+        if self.config.mlp_tile is None or self.is_initializing():
             return _normed_mlp(self, x)
-        fed = nn.remat(_normed_mlp)
-        return jnp.concatenate([fed(self, tile) for tile in jnp.split(x, tiles, axis=1)], axis=1)
-
-    def _num_tiles(self, length: int) -> int:
-        tile, rules = self.config.mlp_tile, self.config.rules
-        if tile is None or length % tile:
-            return 1
-        mesh = jax.sharding.get_abstract_mesh()
-        is_split = rules is not None and not mesh.empty and split_count(mesh, rules.length) > 1
-        return 1 if is_split else length // tile
+        layer, variables = self.unbind()
+        weights = {name: variables["params"][name] for name in ("post_attention_layernorm", "mlp")}
+        axes = {"post_attention_layernorm": {"scale": ("embed",)}, "mlp": self.mlp.axes(weights["mlp"])}
+        apply = lambda weights, x: layer.apply({"params": weights}, x, method=_normed_mlp)  # noqa: E731
+        return over_tiles(apply, weights, axes, x, self.config.mlp_tile, self.config.rules, self.config.dtype)
 
     def _place(self, x):
         return constrain(x, self.config.rules, ("batch", "length", None))
