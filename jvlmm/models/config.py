@@ -87,5 +87,6 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     mlp_tile: int | None = None  # tokens of a device whose hidden units the decoder's MLP keeps at a time; None: all
+    mlp_parts: int = 1  # of those hidden units, computed one after the other where there are tiles
     attention: Literal["xla", "splash", "cudnn"] = "xla"
     rules: ShardingRules | None = None

@@ -1,5 +1,7 @@
 """The language model: grouped-query attention, M-RoPE, SwiGLU, RMSNorm (Qwen2.5, Qwen2.5-VL)."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from jvlmm.models.attention import attend
 from jvlmm.models.cache import KVCache, LayerCache, cache_from_prompt
 from jvlmm.models.config import ModelConfig, TextConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rematerialise, rotate
-from jvlmm.models.tiles import over_tiles
+from jvlmm.models.tiles import add_in_tiles
 from jvlmm.sharding.rules import constrain
 
 
@@ -87,17 +89,23 @@ class DecoderLayer(nn.Module):
         """As `Attention`."""
         mixed, kept = self.self_attn(self.input_layernorm(x), rope, segments, cache)
         x = self._place(x + mixed)
-        return self._place(x + self._fed(x)), kept
+        return self._place(self._fed(x)), kept
 
     def _fed(self, x):
-        """The MLP's share of the output; in training only `mlp_tile` tokens have hidden units at a time."""
-        if self.config.mlp_tile is None or self.is_initializing():
-            return _normed_mlp(self, x)
-        layer, variables = self.unbind()
-        weights = {name: variables["params"][name] for name in ("post_attention_layernorm", "mlp")}
+        """x and the MLP's share; in training only `mlp_tile` tokens have hidden units at a time."""
+        config = self.config
+        if config.mlp_tile is None or self.is_initializing():
+            return x + _normed_mlp(self, x)
+        weights = {name: self.variables["params"][name] for name in ("post_attention_layernorm", "mlp")}
         axes = {"post_attention_layernorm": {"scale": ("embed",)}, "mlp": self.mlp.axes(weights["mlp"])}
-        apply = lambda weights, x: layer.apply({"params": weights}, x, method=_normed_mlp)  # noqa: E731
-        return over_tiles(apply, weights, axes, x, self.config.mlp_tile, self.config.rules, self.config.dtype)
+
+        def update(weights, x):
+            """What the hidden units of `weights` add."""
+            text = replace(config.text, intermediate_size=weights["mlp"]["gate_proj"]["kernel"].shape[-1])
+            layer = DecoderLayer(replace(config, text=text), parent=None)
+            return layer.apply({"params": weights}, x, method=_normed_mlp)
+
+        return add_in_tiles(update, weights, axes, x, config.mlp_tile, config.mlp_parts, config.rules, config.dtype)
 
     def _place(self, x):
         return constrain(x, self.config.rules, ("batch", "length", None))

@@ -61,7 +61,7 @@ def unsharded():
     ("options", "changes"),
     [
         (MeshOptions(data=1, fsdp=8), {"scan_layers": True, "remat": "full"}),
-        (MeshOptions(data=2, fsdp=2, tensor=2), {"mlp_tile": 8}),
+        (MeshOptions(data=2, fsdp=2, tensor=2), {"mlp_tile": 8, "mlp_parts": 2}),
         (MeshOptions(data=2, fsdp=2, context=2), {"scan_layers": True, "remat": "full", "mlp_tile": 8}),
     ],
     ids=["fsdp-scanned", "data-fsdp-tensor-tiled", "data-fsdp-context-scanned-tiled"],
