@@ -87,6 +87,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"  # see `models.remat`
-    mlp_tile: int | None = None  # tokens of a row whose hidden units the decoder's MLP keeps at a time; None: all
+    mlp_tile: int | None = None  # tokens of a device whose hidden units the decoder's MLP keeps at a time; None: all
+    mlp_parts: int = 1  # of those hidden units, computed one after the other where there are tiles
     attention: Literal["xla", "splash", "cudnn"] = "xla"
     rules: ShardingRules | None = None

@@ -1,5 +1,7 @@
 """The language model: grouped-query attention, M-RoPE, SwiGLU, RMSNorm (Qwen2.5, Qwen2.5-VL)."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ from jvlmm.models.cache import KVCache, LayerCache, cache_from_prompt
 from jvlmm.models.config import ModelConfig, TextConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rotate
 from jvlmm.models.remat import block_input, rematerialise
-from jvlmm.sharding.rules import constrain, split_count
+from jvlmm.models.tiles import add_in_tiles
+from jvlmm.sharding.rules import constrain
 
 
 def _residual_variance(text: TextConfig) -> float:
@@ -88,23 +91,23 @@ class DecoderLayer(nn.Module):
         x = block_input(x)
         mixed, kept = self.self_attn(self.input_layernorm(x), rope, segments, cache)
         x = self._place(x + mixed)
-        return self._place(x + self._fed(x)), kept
+        return self._place(self._fed(x)), kept
 
     def _fed(self, x):
-        """The MLP's share of the output; in training only `mlp_tile` tokens of a row have hidden units at a time."""
-        tiles = self._num_tiles(x.shape[1])
-        if tiles == 1:
-            return _normed_mlp(self, x)
-        fed = nn.remat(_normed_mlp)
-        return jnp.concatenate([fed(self, tile) for tile in jnp.split(x, tiles, axis=1)], axis=1)
+        """x and the MLP's share; in training only `mlp_tile` tokens have hidden units at a time."""
+        config = self.config
+        if config.mlp_tile is None or self.is_initializing():
+            return x + _normed_mlp(self, x)
+        weights = {name: self.variables["params"][name] for name in ("post_attention_layernorm", "mlp")}
+        axes = {"post_attention_layernorm": {"scale": ("embed",)}, "mlp": self.mlp.axes(weights["mlp"])}
 
-    def _num_tiles(self, length: int) -> int:
-        tile, rules = self.config.mlp_tile, self.config.rules
-        if tile is None or length % tile:
-            return 1
-        mesh = jax.sharding.get_abstract_mesh()
-        is_split = rules is not None and not mesh.empty and split_count(mesh, rules.length) > 1
-        return 1 if is_split else length // tile
+        def update(weights, x):
+            """What the hidden units of `weights` add."""
+            text = replace(config.text, intermediate_size=weights["mlp"]["gate_proj"]["kernel"].shape[-1])
+            layer = DecoderLayer(replace(config, text=text), parent=None)
+            return layer.apply({"params": weights}, x, method=_normed_mlp)
+
+        return add_in_tiles(update, weights, axes, x, config.mlp_tile, config.mlp_parts, config.rules, config.dtype)
 
     def _place(self, x):
         return constrain(x, self.config.rules, ("batch", "length", None))

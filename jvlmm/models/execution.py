@@ -30,7 +30,8 @@ def for_training(
         dtype="float32" if on_cpu else "bfloat16",
         param_dtype="float32",
         remat=remat,
-        mlp_tile=2048 if remat in ("full", "offload") and not on_cpu else None,
+        mlp_tile=1024 if remat in ("full", "offload") and not on_cpu else None,
+        mlp_parts=2,
         attention=_attention(attention, platform),
     )
 

@@ -1,6 +1,7 @@
 """What the vision tower and the decoder share: projections, RMSNorm, rotary embedding, gated MLP."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -115,6 +116,16 @@ class GatedMLP(nn.Module):
         up = linear(self.config, self.intermediate_size, outer, self.bias, name="up_proj")(x)
         down = linear(self.config, x.shape[-1], inner, self.bias, variance=self.variance, name="down_proj")
         return down(jax.checkpoint(_gated)(gate, up))  # cheaper to compute again than to keep for the backward pass
+
+    def axes(self, params: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, tuple[str | None, ...]]]:
+        """Logical axes of its parameters, adapters among them, as a tree like theirs."""
+
+        def of_projection(name):
+            inputs, outputs = self.names[::-1] if name == "down_proj" else self.names
+            own = {"kernel": (inputs, outputs), "bias": (outputs,)}
+            return own | {"lora_a": (inputs, None), "lora_b": (None, outputs)}
+
+        return {name: {leaf: of_projection(name)[leaf] for leaf in params[name]} for name in params}
 
 
 def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:

@@ -63,10 +63,17 @@ def unsharded():
     [
         (MeshOptions(data=1, fsdp=8), {"scan_layers": True, "remat": "full"}),
         (MeshOptions(data=2, fsdp=2, tensor=2), {"remat": "minimal"}),
-        (MeshOptions(data=2, fsdp=2, context=2), {"scan_layers": True}),
+        (MeshOptions(data=2, fsdp=2, tensor=2), {"mlp_tile": 8, "mlp_parts": 2}),
+        (MeshOptions(data=2, fsdp=2, context=2), {"scan_layers": True, "remat": "full", "mlp_tile": 8}),
         (MeshOptions(data=2, fsdp=2, context=2), {"scan_layers": True, "remat": "offload"}),
     ],
-    ids=["fsdp-scanned", "data-fsdp-tensor", "data-fsdp-context", "data-fsdp-context-offload"],
+    ids=[
+        "fsdp-scanned",
+        "data-fsdp-tensor",
+        "data-fsdp-tensor-tiled",
+        "data-fsdp-context-scanned-tiled",
+        "data-fsdp-context-offload",
+    ],
 )
 def test_sharded_loss_and_gradients_equal_unsharded(unsharded, options, changes):
     params, loss, gradients = unsharded

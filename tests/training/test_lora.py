@@ -38,7 +38,7 @@ from jvlmm.training.state import TrainState
 from jvlmm.video.clip import Patches
 
 CONFIG = replace(toy_model.CONFIG, vision=replace(toy_model.CONFIG.vision, depth=1, fullatt_block_indexes=(0,)))
-SCANNED = replace(CONFIG, scan_layers=True, remat="full")
+SCANNED = replace(CONFIG, scan_layers=True, remat="full", mlp_tile=8, mlp_parts=2)
 EVERYWHERE = LoraOptions(rank=3, alpha=5.0, targets=("*",))
 OPTIMIZER = OptimizerOptions(learning_rate=1e-2, schedule="constant", weight_decay=0.1)
 ALONE = make_mesh(MeshOptions(1), jax.devices()[:1])
