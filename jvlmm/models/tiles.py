@@ -28,9 +28,9 @@ def add_in_tiles(
 
     The update must be a sum over hidden units, the axis "mlp" of its weights. These are cut into `parts`, one after the
     other: on a mesh every device gathers the weights of a part once for all its tiles, in `dtype`, adds their gradients
-    up in float32, and scatters them once in `dtype`. How weights are split over other mesh axes than those of the batch is left to the
-    compiler. The backward pass computes each tile again. A `tile` that does not divide a device's tokens, or `parts`
-    that do not divide the hidden units, cut nothing.
+    up in float32, and scatters them once in `dtype`. How weights are split over other mesh axes than those of the batch
+    is left to the compiler. The backward pass computes each tile again. A `tile` that does not divide a device's
+    tokens, or `parts` that do not divide the hidden units, cut nothing.
 
     Args:
         weights: a tree of arrays.
