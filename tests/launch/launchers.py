@@ -46,7 +46,9 @@ class Programs:
         (self.scripts / name).write_text("".join(f"{line}\n" for line in lines))
 
     def calls(self) -> list[list[str]]:
-        return [shlex.split(line) for line in (self.scripts / "calls").read_text().splitlines()]
+        """What was called so far; a line still being written does not count yet."""
+        lines = (self.scripts / "calls").read_text().splitlines(keepends=True)
+        return [shlex.split(line) for line in lines if line.endswith("\n")]
 
     def run(self, *command: object) -> subprocess.CompletedProcess:
         return subprocess.run(
