@@ -15,14 +15,17 @@ from jvlmm.recipes.recipe import Recipe
 from jvlmm.recipes.sources import VisionOptions
 from jvlmm.recipes.training import SFT
 from jvlmm.sharding.mesh import MeshOptions
+from jvlmm.training.lora import LoraOptions
 from jvlmm.video.budget import PixelOptions
 
 
 def recipe():
+    lora = None
     pixels = PixelOptions(video_min_pixels=784, video_max_pixels=224 * 224)
     vision = VisionOptions(pixels=pixels, patch_buckets=(16 * 1024,))
     mesh = MeshOptions(data=1, fsdp=-1)
-    sft = SFT(model="small", batch_size=16, length_buckets=(512,), vision=vision, mesh=mesh, remat="full")
+    shapes = {"batch_size": 16, "length_buckets": (512,), "vision": vision}
+    sft = SFT(model="small", mesh=mesh, remat="full", lora=lora, **shapes)
     return Recipe(name="plan", workdir="runs/plan", stages=(sft,))
 """
 BUDGETS = json.loads((Path(__file__).parent / "tpu_budgets.json").read_text())
@@ -39,8 +42,14 @@ def recipe(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.parametrize("case", BUDGETS, ids=lambda case: " ".join([case["topology"], *case["overrides"]]))
+@pytest.mark.parametrize(
+    "case",
+    BUDGETS,
+    ids=lambda case: " ".join([case["topology"], *case["overrides"], *["LoRA"] * case.get("lora", False)]),
+)
 def test_temporaries_keep_to_their_budget(recipe, case):
+    if case.get("lora"):
+        recipe.write_text(RECIPE.replace("lora = None", "lora = LoraOptions(rank=8)"))
     plan = plan_recipe(recipe, case["topology"], tuple(case["overrides"]))
     (program,) = plan["programs"]
     assert program["fits"] and program["name"] == "sft.train_step"
