@@ -31,7 +31,7 @@ def for_training(
         param_dtype="float32",
         remat=remat,
         mlp_tile=1024 if remat in ("full", "offload") and not on_cpu else None,
-        mlp_parts=2,
+        mlp_parts=4,
         attention=_attention(attention, platform),
     )
 
