@@ -50,10 +50,11 @@ def make_mesh(options: MeshOptions, devices: Sequence[jax.Device] | int | None =
     shape = _mesh_shape(options, len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
-    between = _shape_between_slices(shape, slices)
-    within = tuple(size // count for size, count in zip(shape, between, strict=True))
-    grid = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        between = _shape_between_slices(shape, slices)
+        within = tuple(size // count for size, count in zip(shape, between, strict=True))
+        grid = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
     return Mesh(grid, MESH_AXES, axis_types=types)
 
 

@@ -9,6 +9,8 @@ import pytest
 from jvlmm.cli.main import main
 from jvlmm.errors import ConfigError
 from jvlmm.recipes.planning import model_shape, plan_recipe
+from jvlmm.sharding.mesh import MeshOptions, make_mesh
+from jvlmm.sharding.topologies import parse_topology, topology_devices
 
 RECIPE = """
 from jvlmm.recipes.recipe import Recipe
@@ -59,6 +61,12 @@ def test_temporaries_keep_to_their_budget(recipe, case):
     budget, used = case["temporaries_gib"], program["temporaries_gib"]
     assert used <= 1.1 * budget, f"{case}: now {used} GiB; find out why, or write a new budget down"
     assert used >= 0.8 * budget, f"{case}: now {used} GiB; write the smaller budget down"
+
+
+@needs_compiler
+def test_an_axis_may_be_smaller_than_every_side_of_the_slice():
+    mesh = make_mesh(MeshOptions(data=1, fsdp=-1, tensor=2), topology_devices(parse_topology("v5p:4x4x4")))
+    assert mesh.devices.shape == (1, 32, 2, 1)
 
 
 @needs_compiler
