@@ -6,9 +6,8 @@ import jax.numpy as jnp
 from jvlmm.models import cudnn, splash
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.remat import attended
+from jvlmm.models.shared_prefix import LOWEST_PEAK, MASKED, SharedPrefix, attend_shared, causal_mask
 
-_MASKED = -1e30
-_LOWEST_PEAK = -1e20  # so that a row which may attend to nothing weighs every key exp(-1e30 + 1e20) = 0
 _DENSE_SCORES = 2048 * 2048  # larger score matrices per head are computed in tiles of queries
 _CAUSAL_PIECE = 192  # queries that share one horizon of keys …
 _CAUSAL_PIECES = 8  # … but no more pieces than this, to keep programs small
@@ -22,6 +21,7 @@ def attend(
     key_segments: jax.Array | None = None,
     causal: bool = False,
     config: ModelConfig | None = None,
+    prefix: SharedPrefix | None = None,
 ) -> jax.Array:
     """Softmax attention with grouped key/value heads, which are never repeated in memory.
 
@@ -34,12 +34,15 @@ def attend(
         query_segments: int32 [B, L], or None where every query attends to every key.
         key_segments: int32 [B, T]; given together with `query_segments`.
         causal: whether query i sees keys 0..i only; L equals T then.
+        prefix: with `causal`, where rows hold a prompt and completions of it, which do not see one another.
 
     Returns:
         [B, L, H, head_dim] of value's dtype; scores and softmax are float32.
     """
     if config is not None and config.attention == "splash" and splash.fits(query, key):
-        return splash.attend(query, key, value, query_segments, key_segments, causal, config.rules)
+        return splash.attend(query, key, value, query_segments, key_segments, causal, config.rules, prefix=prefix)
+    if prefix is not None:
+        return _attend_groups(query, key, value, query_segments, config, prefix)
     if config is not None and config.attention == "cudnn" and cudnn.fits(query, key):
         return cudnn.attend(query, key, value, query_segments, key_segments, causal)
     if not causal:
@@ -55,6 +58,19 @@ def attend(
         horizon = key[:, :, :end], value[:, :, :end]
         mixed.append(_attend_rows(query[:, :, start:end], *horizon, *segments, jnp.arange(start, end)))
     return jnp.concatenate(mixed, axis=1)
+
+
+def _attend_groups(query, key, value, segments, config, prefix):
+    """`attend` of rows that hold a prompt and completions of it: segment 0 is padding, every other number is alike."""
+    end = prefix.prompt
+    to_prompt = key[:, :, :end], value[:, :, :end]
+    valid = segments[:, :end]
+    mixed = attend(query[:, :, :end], *to_prompt, valid, valid, causal=True, config=config)
+    apart = lambda x: x[:, :, end:].reshape(*x.shape[:2], prefix.group, prefix.completion, -1)  # noqa: E731
+    own, mask = (apart(key), apart(value)), causal_mask(prefix.completion)
+    after = attend_shared(apart(query), to_prompt, own, valid != 0, mask, _DENSE_SCORES)
+    after = after.reshape(*query.shape[:2], -1, query.shape[-1]).swapaxes(1, 2)
+    return jnp.concatenate([mixed, after], axis=1)
 
 
 def causal_pieces(length: int) -> int:
@@ -99,7 +115,7 @@ def _attend_dense(query, key, value, mask):
 
 def _attend_dense_forward(query, key, value, mask):
     scores = _scores(_rows(query, key), key, mask)
-    peak = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), _LOWEST_PEAK)
+    peak = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), LOWEST_PEAK)
     weights = jnp.exp(scores - peak)
     total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-30)
     mixed = jnp.einsum("bkrt,bktd->bkrd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
@@ -136,7 +152,7 @@ def _scores(rows, key, mask):
     if mask is None:
         return scores
     by_place = scores.reshape(*scores.shape[:2], -1, *mask.shape[1:])
-    return jnp.where(mask[:, None, None], by_place, _MASKED).reshape(scores.shape)
+    return jnp.where(mask[:, None, None], by_place, MASKED).reshape(scores.shape)
 
 
 def _attend_tiled(query, key, value, query_segments, key_segments, offsets, tile):

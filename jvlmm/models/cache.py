@@ -1,8 +1,15 @@
 """The keys and values of past tokens."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from jvlmm.models.attention import attend
+from jvlmm.models.shared_prefix import attend_shared
+
+Stores = tuple[Any, Any]  # keys and values of a layer, or with a leading layer axis; tuples of one a layer elsewhere
 
 
 @flax.struct.dataclass
@@ -18,31 +25,106 @@ class KVCache:
     valid: jax.Array  # bool [B, T]: slots that may be attended to
     length: jax.Array  # int32 []: the slot the next token is written to, the same for all rows
 
+    def opened(self) -> "KVCache":
+        """The cache in which the next token's slot may be attended to."""
+        new = jnp.ones_like(self.valid[:, :1])
+        return self.replace(valid=jax.lax.dynamic_update_slice(self.valid, new, (0, self.length)))
+
+    def layer(self, stores: Stores, number: int | jax.Array) -> "LayerCache":
+        """The view of layer `number`, given the stores it writes to: its own, or all stacked where that is traced."""
+        return LayerCache(stores, self.valid, self.length, _index(number))
+
+    def written(self, keys, values) -> "KVCache":
+        """The cache after a token, with the layers' new stores."""
+        return self.replace(keys=keys, values=values, length=self.length + 1)
+
 
 @flax.struct.dataclass
 class LayerCache:
     """One layer's part of a KVCache while the layer runs."""
 
-    keys: jax.Array  # [B, H_kv, T, head_dim], or [layers, B, H_kv, T, head_dim] with `layer`
-    values: jax.Array  # as keys
+    stores: Stores  # [B, H_kv, T, head_dim], or [layers, B, H_kv, T, head_dim] with `index`
+    valid: jax.Array  # bool [B, T]
     slot: jax.Array  # int32 []
-    layer: jax.Array | None = None  # int32 []: the layer's place on the leading axis
+    index: jax.Array | None = None  # int32 []: the layer's place on the leading axis
 
-    def write(self, keys: jax.Array, values: jax.Array) -> "LayerCache":
-        """Put one token's keys and values [B, H_kv, 1, head_dim] into the slot."""
-        return self.replace(keys=self._put(self.keys, keys), values=self._put(self.values, values))
-
-    def read(self) -> tuple[jax.Array, jax.Array]:
-        """The layer's keys and values, each [B, H_kv, T, head_dim]."""
-        if self.layer is None:
-            return self.keys, self.values
-        return tuple(jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False) for x in (self.keys, self.values))
-
-    def _put(self, store: jax.Array, new: jax.Array) -> jax.Array:
+    def attend(self, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Stores]:
+        """One token a row, [B, H, 1, head_dim] and [B, H_kv, 1, head_dim]: (mixed [B, 1, H, head_dim], stores)."""
         start = (0, 0, self.slot, 0)
-        if self.layer is not None:
-            new, start = new[None], (self.layer, *start)
-        return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), start)
+        stores = tuple(put(store, new, self.index, start) for store, new in zip(self.stores, (key, value), strict=True))
+        segments = jnp.ones((len(query), 1), jnp.int32), self.valid.astype(jnp.int32)
+        return attend(query, *(of_layer(store, self.index) for store in stores), *segments), stores
+
+
+@flax.struct.dataclass
+class GroupCache:
+    """Keys and values of prompts, each once, and of the completions that G slots write to each.
+
+    T columns are written in turn, by all slots at once, and over again from the first: a completion may begin at any
+    column, for the order of keys says nothing (their rotation does), and is whole as long as it has at most T tokens.
+    """
+
+    prompt_keys: tuple[jax.Array, ...] | jax.Array  # [B, H_kv, P, head_dim] a layer, or with a leading layer axis
+    prompt_values: tuple[jax.Array, ...] | jax.Array  # as prompt_keys
+    prompt_valid: jax.Array  # bool [B, P]
+    keys: tuple[jax.Array, ...] | jax.Array  # [B, H_kv, G, T, head_dim] a layer, or with a leading layer axis
+    values: tuple[jax.Array, ...] | jax.Array  # as keys
+    valid: jax.Array  # bool [B, G, T]: columns of the slot's own completion
+    column: jax.Array  # int32 []: where the next token is written
+
+    def opened(self) -> "GroupCache":
+        """The cache in which the next token's column may be attended to."""
+        new = jnp.ones_like(self.valid[:, :, :1])
+        return self.replace(valid=jax.lax.dynamic_update_slice(self.valid, new, (0, 0, self.column)))
+
+    def layer(self, stores: Stores, number: int | jax.Array) -> "GroupLayerCache":
+        """As `KVCache.layer`."""
+        prompt = self.prompt_keys[number], self.prompt_values[number]
+        return GroupLayerCache(prompt, self.prompt_valid, stores, self.valid, self.column, _index(number))
+
+    def written(self, keys, values) -> "GroupCache":
+        """As `KVCache.written`."""
+        return self.replace(keys=keys, values=values, column=(self.column + 1) % self.valid.shape[2])
+
+
+@flax.struct.dataclass
+class GroupLayerCache:
+    """One layer's part of a GroupCache while the layer runs."""
+
+    prompt: Stores  # [B, H_kv, P, head_dim]
+    prompt_valid: jax.Array  # bool [B, P]
+    stores: Stores  # [B, H_kv, G, T, head_dim], or with a leading layer axis
+    valid: jax.Array  # bool [B, G, T]
+    column: jax.Array  # int32 []
+    index: jax.Array | None = None
+
+    def attend(self, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Stores]:
+        """As `LayerCache.attend`, for rows of slots: those of the first prompt, then those of the next."""
+        prompts, group, _ = self.valid.shape
+        grouped = lambda x: x.reshape(prompts, group, *x.shape[1:]).swapaxes(1, 2)  # noqa: E731
+        start = (0, 0, 0, self.column, 0)
+        stores = tuple(
+            put(store, grouped(new), self.index, start) for store, new in zip(self.stores, (key, value), strict=True)
+        )
+        own = tuple(of_layer(store, self.index) for store in stores)
+        mixed = attend_shared(grouped(query), self.prompt, own, self.prompt_valid, self.valid[:, :, None])
+        return mixed.swapaxes(1, 2).reshape(query.shape).swapaxes(1, 2), stores
+
+
+def _index(number: int | jax.Array) -> jax.Array | None:
+    return None if isinstance(number, int) else number
+
+
+def put(store: jax.Array, new: jax.Array, index: jax.Array | None, start: tuple) -> jax.Array:
+    """Write into a layer's store at `start`; into the layer `index` of stacked ones."""
+    if index is not None:
+        new, start = new[None], (index, *start)
+    return jax.lax.dynamic_update_slice(store, new.astype(store.dtype), start)
+
+
+def of_layer(store: jax.Array, index: jax.Array | None) -> jax.Array:
+    """A layer's store, out of stacked ones where there is an index."""
+    return store if index is None else jax.lax.dynamic_index_in_dim(store, index, keepdims=False)
 
 
 def cache_from_prompt(keys, values, segment_ids: jax.Array, capacity: int) -> KVCache:

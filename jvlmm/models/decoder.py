@@ -3,15 +3,17 @@
 from dataclasses import replace
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jvlmm.models.attention import attend
-from jvlmm.models.cache import KVCache, LayerCache, cache_from_prompt
+from jvlmm.models.cache import GroupCache, GroupLayerCache, KVCache, LayerCache, Stores, cache_from_prompt
 from jvlmm.models.config import ModelConfig, TextConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rotate
 from jvlmm.models.remat import block_input, rematerialise
+from jvlmm.models.shared_prefix import SharedPrefix
 from jvlmm.models.tiles import add_in_tiles
 from jvlmm.sharding.rules import constrain
 
@@ -42,8 +44,23 @@ def mrope_tables(positions: jax.Array, config: TextConfig) -> tuple[jax.Array, j
     return jnp.cos(angles), jnp.sin(angles)
 
 
+@flax.struct.dataclass
+class Among:
+    """Attention of the tokens given among themselves, each to those before it in its segment."""
+
+    segment_ids: jax.Array  # int32 [B, L], 0 is padding
+    prefix: SharedPrefix | None = flax.struct.field(pytree_node=False)  # where rows hold a prompt and completions
+    config: ModelConfig = flax.struct.field(pytree_node=False)
+
+    def attend(self, query, key, value) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """[B, H, L, head_dim] and [B, H_kv, L, head_dim] -> (mixed [B, L, H, head_dim], (key, value))."""
+        segments = self.segment_ids, self.segment_ids
+        mixed = attend(query, key, value, *segments, causal=True, config=self.config, prefix=self.prefix)
+        return mixed, (key, value)
+
+
 class Attention(nn.Module):
-    """Causal grouped-query attention over the tokens given, or over a cache they are written to."""
+    """Causal grouped-query attention over the tokens given (`Among`), or over a cache they are written to."""
 
     config: ModelConfig
 
@@ -58,17 +75,13 @@ class Attention(nn.Module):
             self.config, text.hidden_size, names, bias=False, axis=(-2, -1), variance=_residual_variance(text)
         )
 
-    def __call__(self, x, rope, segments, cache: LayerCache | None):
-        """x [B, L, D] -> ([B, L, D], (keys, values) [B, H_kv, L, head_dim] or the written cache)."""
+    def __call__(self, x, rope, context: Among | LayerCache | GroupLayerCache) -> tuple[jax.Array, Stores]:
+        """x [B, L, D] -> ([B, L, D], (keys, values) [B, H_kv, L, head_dim], or the cache's own with these written)."""
         cos, sin = (table[:, None] for table in rope)  # over heads
         query = rotate(self.q_proj(x).swapaxes(1, 2), cos, sin)
         key = rotate(self.k_proj(x).swapaxes(1, 2), cos, sin)
-        value = self.v_proj(x).swapaxes(1, 2)
-        if cache is None:
-            mixed = attend(query, key, value, *segments, causal=True, config=self.config)
-            return self.o_proj(mixed), (key, value)
-        cache = cache.write(key, value)
-        return self.o_proj(attend(query, *cache.read(), *segments)), cache
+        mixed, kept = context.attend(query, key, self.v_proj(x).swapaxes(1, 2))
+        return self.o_proj(mixed), kept
 
 
 class DecoderLayer(nn.Module):
@@ -86,10 +99,10 @@ class DecoderLayer(nn.Module):
             self.config, text.intermediate_size, ("embed", "mlp"), bias=False, variance=_residual_variance(text)
         )
 
-    def __call__(self, x, rope, segments, cache=None):
+    def __call__(self, x, rope, context):
         """As `Attention`."""
         x = block_input(x)
-        mixed, kept = self.self_attn(self.input_layernorm(x), rope, segments, cache)
+        mixed, kept = self.self_attn(self.input_layernorm(x), rope, context)
         x = self._place(x + mixed)
         return self._place(self._fed(x)), kept
 
@@ -163,42 +176,33 @@ class Decoder(nn.Module):
         rows = jax.vmap(lambda block, index: jnp.take(block, index, axis=0))(blocks, index)
         return jnp.where((visual_index >= 0)[..., None], rows.reshape(x.shape).astype(x.dtype), x)
 
-    def __call__(self, x, positions, segment_ids, keep: bool = False):
+    def __call__(self, x, positions, segment_ids, prefix: SharedPrefix | None = None, keep: bool = False):
         """x [B, L, D] -> (hidden [B, L, D], (keys, values) of every layer, or None without `keep`)."""
         rope = mrope_tables(positions, self.config.text)
-        segments = (segment_ids, segment_ids)
+        among = Among(segment_ids, prefix, self.config)
         if self.config.scan_layers:
-            x, kept = self._scan(lambda layer, x, _: _run(layer, x, rope, segments, keep), x)
+            x, kept = self._scan(lambda layer, x, _: _run(layer, x, rope, among, keep), x)
         else:
-            x, kept = _run_all(self.layers, x, rope, segments, keep)
+            x, kept = _run_all(self.layers, x, rope, among, keep)
         return self.norm(x), kept
 
-    def prefill(self, x, positions, segment_ids, cache_length: int):
-        """As `__call__`, and the cache of `cache_length` slots that holds the prompt."""
-        hidden, (keys, values) = self(x, positions, segment_ids, keep=True)
-        return hidden, cache_from_prompt(keys, values, segment_ids, cache_length)
-
-    def step(self, x, positions, cache: KVCache):
+    def step(self, x, positions, cache: KVCache | GroupCache):
         """One token a row: x [B, 1, D], positions [B, 3, 1] -> (hidden [B, 1, D], cache)."""
-        slot = cache.length
-        valid = jax.lax.dynamic_update_slice(cache.valid, jnp.ones_like(cache.valid[:, :1]), (0, slot))
+        cache = cache.opened()
         rope = mrope_tables(positions, self.config.text)
-        segments = (jnp.ones(x.shape[:2], jnp.int32), valid.astype(jnp.int32))
-
-        def run(layer, carry, index):
-            x, keys, values = carry
-            x, past = layer(x, rope, segments, LayerCache(keys, values, slot, index))
-            return (x, past.keys, past.values), None
-
         if self.config.scan_layers:
-            (x, keys, values), _ = self._scan(run, (x, cache.keys, cache.values))
-        else:
-            pairs = []
-            for layer, *past in zip(self.layers, cache.keys, cache.values, strict=True):
-                (x, *past), _ = run(layer, (x, *past), None)
-                pairs.append(past)
-            keys, values = (tuple(each) for each in zip(*pairs, strict=True))
-        return self.norm(x), KVCache(keys, values, valid, slot + 1)
+
+            def run(layer, carry, index):
+                x, stores = carry
+                return layer(x, rope, cache.layer(stores, index)), None
+
+            (x, stores), _ = self._scan(run, (x, (cache.keys, cache.values)))
+            return self.norm(x), cache.written(*stores)
+        kept = []
+        for number, layer in enumerate(self.layers):
+            x, stores = layer(x, rope, cache.layer((cache.keys[number], cache.values[number]), number))
+            kept.append(stores)
+        return self.norm(x), cache.written(*zip(*kept, strict=True))
 
     def _scan(self, body, carry):
         """Run `body(layer, carry, index)` over the stacked layers."""
@@ -212,14 +216,14 @@ class Decoder(nn.Module):
         return scan(self.layers, carry, jnp.arange(self.config.text.num_layers))
 
 
-def _run(layer, x, rope, segments, keep):
-    x, kept = layer(x, rope, segments)
+def _run(layer, x, rope, among, keep):
+    x, kept = layer(x, rope, among)
     return x, kept if keep else None
 
 
-def _run_all(layers, x, rope, segments, keep):
+def _run_all(layers, x, rope, among, keep):
     kept = []
     for layer in layers:
-        x, pair = _run(layer, x, rope, segments, keep)
+        x, pair = _run(layer, x, rope, among, keep)
         kept.append(pair)
     return x, tuple(zip(*kept, strict=True)) if keep else None

@@ -39,10 +39,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvlmm.models.cache import KVCache
+from jvlmm.models.cache import GroupCache, KVCache, Stores, cache_from_prompt
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.decoder import Decoder
 from jvlmm.models.log_probs import project, tiled_log_probs
+from jvlmm.models.shared_prefix import SharedPrefix
 from jvlmm.models.vision import PatchMerger, VisionTower
 from jvlmm.models.vision_inputs import VisionInputs, build_vision_inputs
 from jvlmm.sharding.rules import constrain
@@ -69,12 +70,11 @@ class Qwen2_5VL(nn.Module):
     def encode_vision(self, vision):
         return self.merger(self.vision(vision))
 
-    def forward(self, tokens, positions, segment_ids, visual_index, features):
-        return self.decoder(self.decoder.inputs(tokens, visual_index, features), positions, segment_ids)[0]
+    def forward(self, tokens, positions, segment_ids, visual_index, features, prefix=None):
+        return self.decoder(self.decoder.inputs(tokens, visual_index, features), positions, segment_ids, prefix)[0]
 
-    def prefill(self, tokens, positions, segment_ids, visual_index, features, cache_length):
-        x = self.decoder.inputs(tokens, visual_index, features)
-        return self.decoder.prefill(x, positions, segment_ids, cache_length)
+    def read(self, tokens, positions, segment_ids, visual_index, features):
+        return self.decoder(self.decoder.inputs(tokens, visual_index, features), positions, segment_ids, keep=True)
 
     def decode_step(self, tokens, positions, cache):
         x = self.decoder.inputs(tokens[:, None])
@@ -140,6 +140,7 @@ def forward(
     segment_ids: jax.Array,
     visual_index: jax.Array | None = None,
     features: jax.Array | None = None,
+    prefix: SharedPrefix | None = None,
 ) -> jax.Array:
     """Hidden states after the final norm.
 
@@ -150,11 +151,26 @@ def forward(
         visual_index: int32 [B, L]: row of `features` that replaces the token's embedding, -1 for text.
         features: [M, D], from `encode_vision`; None for text alone. Of blocks [G, M, D] the first B / G rows of
             tokens take from the first, and so on.
+        prefix: where every row holds a prompt and completions that attend to it and not to one another; all tokens
+            but padding are of segment 1 then.
 
     Returns:
         [B, L, D] of the compute dtype; rows of padding hold finite values without meaning.
     """
-    return _apply(params, config, "forward", tokens, positions, segment_ids, visual_index, features)
+    return _apply(params, config, "forward", tokens, positions, segment_ids, visual_index, features, prefix)
+
+
+def read_prompts(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    visual_index: jax.Array | None,
+    features: jax.Array | None,
+) -> tuple[jax.Array, Stores]:
+    """`forward` of right-padded prompts, one segment a row, and the keys and values [B, H_kv, L, d] of every layer."""
+    return _apply(params, config, "read", tokens, positions, segment_ids, visual_index, features)
 
 
 def prefill(
@@ -167,17 +183,18 @@ def prefill(
     features: jax.Array | None,
     cache_length: int,
 ) -> tuple[jax.Array, KVCache]:
-    """`forward` of right-padded prompts, one segment a row, and a cache of `cache_length` ≥ L slots."""
-    arguments = (tokens, positions, segment_ids, visual_index, features, cache_length)
-    return _apply(params, config, "prefill", *arguments)
+    """`read_prompts`, and a cache of `cache_length` ≥ L slots."""
+    hidden, kept = read_prompts(params, config, tokens, positions, segment_ids, visual_index, features)
+    return hidden, cache_from_prompt(*kept, segment_ids, cache_length)
 
 
 def decode_step(
-    params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, cache: KVCache
-) -> tuple[jax.Array, KVCache]:
+    params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, cache: KVCache | GroupCache
+) -> tuple[jax.Array, KVCache | GroupCache]:
     """One more token a row: tokens int32 [B], positions int32 [B, 3] -> (hidden [B, D], cache).
 
-    The caller keeps `cache.length` below the capacity: a write past the end would fall on the last slot.
+    Rows of a GroupCache are its slots, those of the first prompt before those of the next. The caller keeps the
+    `length` of a KVCache below its capacity: a write past the end would fall on the last slot.
     """
     return _apply(params, config, "decode_step", tokens, positions, cache)
 

@@ -1,14 +1,17 @@
 """Attention by the splash kernel of JAX's Pallas library: scores never leave the TPU core."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jvlmm.models.remat import ATTENDED
+from jvlmm.models.shared_prefix import SharedPrefix
 from jvlmm.sharding.rules import ShardingRules, partition_spec, split_count
 
 _LANES = 128  # lengths are padded to a multiple of it
@@ -29,6 +32,7 @@ def attend(
     causal: bool,
     rules: ShardingRules | None = None,
     interpret: bool = False,
+    prefix: SharedPrefix | None = None,
 ) -> jax.Array:
     """As `attention.attend`, but padding attends to padding. On a mesh each device runs its own rows and heads."""
     length, keys = query.shape[2], key.shape[2]
@@ -39,7 +43,7 @@ def attend(
     key, value, key_segments = _padded(key, 2), _padded(value, 2), _padded(key_segments, 1)
     query = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
     mesh = jax.sharding.get_abstract_mesh()
-    make = partial(_kernel, query.shape, key.shape[2], causal, interpret)
+    make = partial(_kernel, query.shape, key.shape[2], causal, prefix, interpret)
     if rules is None or mesh.empty:
         mixed = _run(make(1, 1), query, key, value, query_segments, key_segments)
     else:
@@ -61,9 +65,31 @@ def _run(kernel, query, key, value, query_segments, key_segments):
     return jax.vmap(kernel)(query, key, value, segments)
 
 
-def _kernel(shape, keys, causal, interpret, head_shards, length_shards):
+@dataclass(frozen=True)
+class _PrefixMask(masks.Mask):
+    """Causal inside the prompt and inside each completion, and from completions to the prompt; made block by block."""
+
+    size: int  # of rows and columns, padding included
+    prefix: SharedPrefix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size, self.size
+
+    def __getitem__(self, slices) -> np.ndarray:
+        rows, columns = (np.arange(self.size)[part] for part in slices)
+        begin = self.prefix.prompt
+        completion = lambda places: (places - begin) // self.prefix.completion  # noqa: E731
+        same = completion(rows)[:, None] == completion(columns)[None, :]
+        return (rows[:, None] >= columns[None, :]) & ((columns < begin)[None, :] | same)
+
+
+def _kernel(shape, keys, causal, prefix, interpret, head_shards, length_shards):
     _, heads, length, _ = shape
-    mask = masks.CausalMask((length, keys)) if causal else masks.FullMask((length, keys))
+    if prefix is not None:
+        mask = _PrefixMask(length, prefix)
+    else:
+        mask = masks.CausalMask((length, keys)) if causal else masks.FullMask((length, keys))
     block, block_keys = _block(length // length_shards), _block(keys)
     sizes = kernels.BlockSizes(
         block_q=block,

@@ -25,7 +25,7 @@ class Generation:
 
     tokens: np.ndarray  # int32 [B, C], the end-of-sequence token included where one was drawn
     lengths: np.ndarray  # int32 [B]
-    log_probs: np.ndarray  # float32 [B, C], at temperature 1 among the tokens that are not banned
+    log_probs: np.ndarray  # float32 [B, C], at temperature 1 among all tokens
     finished: np.ndarray  # bool [B], False where `max_tokens` cut the completion
 
 
@@ -157,7 +157,7 @@ def _decode_to_stop(params, config, state: DecodeState, static, banned, options,
     while True:
         tokens, lengths, finished = map(np.array, jax.device_get((state.tokens, state.lengths, state.finished)))
         for row in np.flatnonzero(lengths > seen):
-            stopped = _length_at_stop(tokens[row, : lengths[row]], seen[row], options.stop, decode)
+            stopped = length_at_stop(tokens[row, : lengths[row]], seen[row], options.stop, decode)
             if stopped is not None:
                 lengths[row], finished[row] = stopped, True
         state = state.replace(
@@ -170,7 +170,7 @@ def _decode_to_stop(params, config, state: DecodeState, static, banned, options,
         state = decode_until(params, config, state, static, banned, step)
 
 
-def _length_at_stop(tokens: np.ndarray, seen: int, stop: Sequence[str], decode) -> int | None:
+def length_at_stop(tokens: np.ndarray, seen: int, stop: Sequence[str], decode) -> int | None:
     """The number of tokens that first spell a stop string, given that `seen` tokens do not; None where none does."""
     if not contains_stop(decode(tokens), stop):
         return None

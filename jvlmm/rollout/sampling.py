@@ -111,12 +111,13 @@ def sample(
     """One token per row from logits float32 [B, V].
 
     `keys` [B] holds a key per row, so a row's draw does not depend on its neighbours. Returns tokens int32 [B] and
-    their log-probabilities float32 [B] at temperature 1 among the tokens that are not banned.
+    their log-probabilities float32 [B] at temperature 1 among all tokens, as a trainer computes them.
     """
-    logits = ban(logits.astype(jnp.float32), banned)
+    logits = logits.astype(jnp.float32)
+    allowed = ban(logits, banned)
     if options.temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1)
+        tokens = jnp.argmax(allowed, axis=-1)
     else:
-        tokens = jax.vmap(jax.random.categorical)(keys, process(logits, options))
+        tokens = jax.vmap(jax.random.categorical)(keys, process(allowed, options))
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)

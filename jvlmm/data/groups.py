@@ -1,0 +1,161 @@
+"""Prompts and several completions of each → one batch, in which every prompt stands once."""
+
+from collections.abc import Sequence as Sized
+from dataclasses import dataclass, replace
+
+import flax.struct
+import numpy as np
+
+from jvlmm.data.batch import Batch, BatchOptions, collate
+from jvlmm.data.sequence import Sequence
+from jvlmm.models.config import ModelConfig
+from jvlmm.models.shared_prefix import SharedPrefix
+from jvlmm.models.vision_inputs import VisionInputs
+
+_SMALLEST_BUCKET = 16
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion of a prompt, as tokens."""
+
+    tokens: np.ndarray  # int32 [C], the end-of-sequence token included where one was drawn
+    log_probs: np.ndarray  # float32 [C], of the sampler at temperature 1
+    entropies: np.ndarray  # float32 [C] in nats, of the sampler's distribution at temperature 1
+    finished: bool  # False where the limit on tokens cut it
+
+
+@flax.struct.dataclass
+class GroupBatch:
+    """B prompts with G completions each; rows are [prompt, its padding, completion 1 and its padding, …].
+
+    P places of the prompt, C of each completion, L = P + G·C. Completions of a prompt do not see one another.
+    """
+
+    tokens: np.ndarray  # int32 [B, L]
+    positions: np.ndarray  # int32 [B, 3, L], 0 on padding; those of a completion go on from the prompt's
+    segment_ids: np.ndarray  # int32 [B, L], 1 on tokens, 0 on padding
+    visual_index: np.ndarray  # int32 [B, L], row of the visual features, -1 on text and padding
+    prompt_lengths: np.ndarray  # int32 [B], 0 in rows of padding
+    completion_mask: np.ndarray  # bool [B, G, C], the tokens that were drawn
+    sampler_log_probs: np.ndarray  # float32 [B, G, C], 0 on padding
+    advantages: np.ndarray  # float32 [B, G]
+    rollout_mask: np.ndarray  # bool [B, G], False for rows of padding, and for rollouts that are not to be learnt
+    prompt_weights: np.ndarray  # float32 [B]
+    vision: VisionInputs | None  # all media, for a tower that is trained
+    features: np.ndarray | None  # [M, D] of the compute dtype, for one that is not; None where no row has media
+    old_log_probs: np.ndarray | None = None  # float32 [B, G, C] of the policy that sampled; None where it is this one
+    reference_log_probs: np.ndarray | None = None  # float32 [B, G, C]
+
+    @property
+    def prefix(self) -> SharedPrefix:
+        """How its rows are laid out."""
+        _, group, completion = self.completion_mask.shape
+        return SharedPrefix(self.tokens.shape[1] - group * completion, group, completion)
+
+
+def collate_groups(
+    prompts: Sized[Sequence],
+    completions: Sized[Sized[Rollout]],
+    advantages: np.ndarray,
+    options: BatchOptions,
+    config: ModelConfig,
+    features: Sized[np.ndarray] | None = None,
+    learnt: np.ndarray | None = None,
+    prompt_weights: np.ndarray | None = None,
+) -> GroupBatch:
+    """Join up to `options.batch_size` prompts with their completions, the same number for each.
+
+    Args:
+        advantages: float [B, G].
+        options: of the prompts; completions come in powers of two from 16.
+        features: of each prompt, [m, D] in the order of its placeholders; the media themselves stay away then.
+        learnt: bool [B, G], False for rollouts that are left out; None learns all.
+        prompt_weights: float [B]; None is 1 for all.
+
+    Raises DataError when a prompt, or all of them, exceed the buckets.
+    """
+    group = len(completions[0])
+    longest = max((len(c.tokens) for row in completions for c in row), default=1)
+    places = max(_SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
+    if features is None:
+        batch, joined = collate(prompts, options, config), None
+    else:
+        batch, joined = with_features(prompts, features, options, config)
+    rows, length = batch.tokens.shape
+    shape = rows, group, places
+    tokens, positions = np.full(shape, config.tokens.pad, np.int32), np.zeros(shape, np.int32)
+    mask, log_probs = np.zeros(shape, bool), np.zeros(shape, np.float32)
+    for row, (prompt, of_prompt) in enumerate(zip(prompts, completions, strict=True)):
+        for number, completion in enumerate(of_prompt):
+            place = row, number, slice(len(completion.tokens))
+            tokens[place], mask[place] = completion.tokens, True
+            log_probs[place] = completion.log_probs
+            positions[place] = prompt.next_position + np.arange(len(completion.tokens))
+    flat = lambda x: x.reshape(rows, group * places)  # noqa: E731
+    every_axis = np.broadcast_to(flat(positions)[:, None], (rows, 3, group * places))
+    given = len(prompts)
+
+    def padded(values, missing, dtype):
+        """[B, …] with zeros in the rows of padding."""
+        values = np.full(missing, 1, dtype) if values is None else np.asarray(values, dtype)
+        return np.concatenate([values, np.zeros((rows - given, *values.shape[1:]), dtype)])
+
+    return GroupBatch(
+        tokens=np.concatenate([batch.tokens, flat(tokens)], axis=1),
+        positions=np.concatenate([batch.positions, every_axis], axis=2),
+        segment_ids=np.concatenate([batch.segment_ids, flat(mask).astype(np.int32)], axis=1),
+        visual_index=np.concatenate([batch.visual_index, np.full((rows, group * places), -1, np.int32)], axis=1),
+        prompt_lengths=(batch.segment_ids > 0).sum(axis=1).astype(np.int32),
+        completion_mask=mask,
+        sampler_log_probs=log_probs,
+        advantages=padded(advantages, (given, group), np.float32),
+        rollout_mask=padded(learnt, (given, group), bool),
+        prompt_weights=padded(prompt_weights, (given,), np.float32),
+        vision=batch.vision,
+        features=joined,
+    )
+
+
+def with_features(
+    prompts: Sized[Sequence], features: Sized[np.ndarray], options: BatchOptions, config: ModelConfig
+) -> tuple[Batch, np.ndarray | None]:
+    """The batch of prompts without their media, and all features [M, D] one after another, padded to a bucket.
+
+    `features` of each prompt, [m, D] in the order of its placeholders; None where no prompt has any.
+    """
+    bare = [replace(p, patches=(), visual_index=np.full_like(p.visual_index, -1)) for p in prompts]
+    batch = collate(bare, options, config)
+    if not sum(map(len, features)):
+        return batch, None
+    merged = config.vision.spatial_merge_size**2
+    total = sum(map(len, features))
+    buckets = [size // merged for size in options.patch_buckets] or [1 << (total - 1).bit_length()]
+    joined = np.zeros((next(size for size in buckets if size >= total), features[0].shape[1]), features[0].dtype)
+    joined[:total] = np.concatenate(features)
+    visual_index = batch.visual_index.copy()
+    starts = np.cumsum([0, *map(len, features)])
+    for row, (prompt, start) in enumerate(zip(prompts, starts, strict=False)):
+        of_prompt = np.where(prompt.visual_index >= 0, prompt.visual_index + start, -1)
+        visual_index[row, : prompt.length] = of_prompt
+    return batch.replace(visual_index=visual_index), joined
+
+
+def separate_rows(prompt: Sequence, completions: Sized[Rollout]) -> list[Sequence]:
+    """The usual layout, for comparison: the prompt, with its media, once for every completion."""
+    rows = []
+    for number, completion in enumerate(completions):
+        length = len(completion.tokens)
+        following = np.broadcast_to(prompt.next_position + np.arange(length, dtype=np.int32), (3, length))
+        rows.append(
+            Sequence(
+                id=f"{prompt.id}/{number}",
+                tokens=np.concatenate([prompt.tokens, completion.tokens]).astype(np.int32),
+                positions=np.concatenate([prompt.positions, following], axis=1),
+                loss_mask=np.concatenate([np.zeros(prompt.length, bool), np.ones(length, bool)]),
+                visual_index=np.concatenate([prompt.visual_index, np.full(length, -1, np.int32)]),
+                patches=prompt.patches,
+                next_position=prompt.next_position + length,
+            )
+        )
+    return rows

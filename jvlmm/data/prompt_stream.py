@@ -1,0 +1,106 @@
+"""Examples → prompts in a shuffled, endless, exactly resumable order, processed ahead in threads."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Sized
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+
+from jvlmm.data.batch import BatchOptions, check_fits
+from jvlmm.data.example import Example
+from jvlmm.data.loader import DEFAULT_PIPELINE, PipelineOptions
+from jvlmm.data.processor import Processor
+from jvlmm.data.rejections import Rejected, Rejections
+from jvlmm.data.sequence import Sequence
+from jvlmm.errors import DataError, VideoError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question, and what the model reads of it."""
+
+    example: Example
+    sequence: Sequence
+
+
+class PromptStream:
+    """Iterator of (tuple of `number` Prompts, their ids). A context manager, which stops its threads.
+
+    Every epoch has another order, the same for the same seed. An example that cannot be used (its media, its length,
+    or `check`, which raises DataError) is left out, counted once, and listed.
+    """
+
+    def __init__(
+        self,
+        examples: Sized[Example],
+        processor: Processor,
+        options: BatchOptions,
+        number: int,
+        seed: int,
+        rejections: Rejections,
+        check: Callable[[Example], None],
+        pipeline: PipelineOptions = DEFAULT_PIPELINE,
+    ):
+        """Raises DataError for an empty dataset; so does iterating when a whole epoch holds no usable example."""
+        if not len(examples):
+            raise DataError("the dataset holds no examples; check its path and split")
+        self.rejections = rejections
+        self._number, self._patience = number, len(examples)
+        self._fingerprint = {"examples": len(examples), "seed": seed}
+
+        def attempt(example: Example) -> Prompt | Rejected:
+            try:
+                check(example)
+                sequence = processor.prompt(example)
+                check_fits(sequence, options)
+            except (DataError, VideoError) as error:
+                return Rejected(example.id, str(error))
+            return Prompt(example, sequence)
+
+        stream = grain.MapDataset.source(examples)
+        if pipeline.shuffle:
+            stream = stream.shuffle(seed=seed)
+        read = grain.ReadOptions(num_threads=pipeline.num_threads, prefetch_buffer_size=pipeline.read_ahead)
+        self._items = iter(stream.repeat(None).map(attempt).to_iter_dataset(read))
+
+    def __iter__(self) -> "PromptStream":
+        return self
+
+    def __next__(self) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+        prompts: list[Prompt] = []
+        refused = 0
+        while len(prompts) < self._number:
+            item = next(self._items)
+            if isinstance(item, Prompt):
+                prompts.append(item)
+                refused = 0
+                continue
+            self.rejections.add(item)
+            refused += 1
+            if refused >= self._patience:
+                raise DataError(f"none of the {self._patience} examples can be used; the last: {item.reason}")
+        return tuple(prompts), tuple(prompt.example.id for prompt in prompts)
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able position after the prompts last handed out."""
+        return {"data": self._fingerprint, "items": self._items.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue with exactly the prompts that followed `state`. DataError when it belongs to other data."""
+        if state["data"] != self._fingerprint:
+            raise DataError(
+                f"the saved position is for {state['data']}, the data now is {self._fingerprint}; "
+                "restore the data and seed of that run, or start a new run directory"
+            )
+        self._items.set_state(state["items"])
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._items.close()
+
+    def __enter__(self) -> "PromptStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

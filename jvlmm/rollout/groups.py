@@ -1,0 +1,204 @@
+"""The device's side of rollouts: prompts read once, and slots that decode completions of them until they are refilled.
+
+B rows hold a prompt each; G slots of every row decode completions of it. All slots write the same column at the same
+time, so that a slot which has ended may begin anew while its neighbours go on.
+"""
+
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jvlmm.data.batch import Batch
+from jvlmm.models import qwen2_5_vl
+from jvlmm.models.cache import GroupCache, Stores
+from jvlmm.models.config import ModelConfig
+from jvlmm.rollout.sampling import SamplingOptions, sample
+
+
+@flax.struct.dataclass
+class ReadPrompts:
+    """What the completions of n prompts go on from."""
+
+    kept: Stores  # keys and values of the prompt's tokens, as in GroupCache
+    valid: jax.Array  # bool [n, P]
+    hidden: jax.Array  # [n, D], of the last token
+    next_position: jax.Array  # int32 [n]
+
+
+@flax.struct.dataclass
+class Slots:
+    """The state of B rows of G slots; what was drawn lies in the columns of the cache, T of them."""
+
+    cache: GroupCache
+    prompt_hidden: jax.Array  # [B, D]
+    prompt_position: jax.Array  # int32 [B], M-RoPE position of a completion's first token, equal on the three axes
+    hidden: jax.Array  # [B, G, D], of the last token
+    keys: jax.Array  # PRNG key [B, G], of the completion
+    lengths: jax.Array  # int32 [B, G], tokens drawn
+    active: jax.Array  # bool [B, G]: the completion goes on
+    tokens: jax.Array  # int32 [B, G, T]
+    log_probs: jax.Array  # float32 [B, G, T], at temperature 1
+    entropies: jax.Array  # float32 [B, G, T] in nats, at temperature 1
+
+
+@partial(jax.jit, static_argnames=("config",))
+def read(params, config: ModelConfig, batch: Batch, features: jax.Array | None) -> ReadPrompts:
+    """Run right-padded prompts, whose visual features [M, D] the tower has made before."""
+    rows = batch.tokens, batch.positions, batch.segment_ids, batch.visual_index
+    hidden, kept = qwen2_5_vl.read_prompts(params, config, *rows, features)
+    valid = batch.segment_ids > 0
+    last = jnp.maximum(valid.sum(axis=-1) - 1, 0)[:, None, None]
+    return ReadPrompts(
+        kept=kept,
+        valid=valid,
+        hidden=jnp.take_along_axis(hidden, last, axis=1)[:, 0],
+        next_position=jnp.where(valid[:, None], batch.positions, -1).max(axis=(1, 2)) + 1,
+    )
+
+
+def empty_slots(like: ReadPrompts, config: ModelConfig, rows: int, group: int, columns: int) -> Slots:
+    """B = `rows` of G = `group` idle slots for prompts as long as `like`, and completions of up to `columns` tokens."""
+    stacked = not isinstance(like.kept[0], tuple)
+
+    def prompts(x):
+        return jnp.zeros((x.shape[0], rows, *x.shape[2:]) if stacked else (rows, *x.shape[1:]), x.dtype)
+
+    def completions(x):
+        *front, _, heads, _, dim = x.shape
+        return jnp.zeros((*front, rows, heads, group, columns, dim), x.dtype)
+
+    prompt_keys, prompt_values = jax.tree.map(prompts, like.kept)
+    keys, values = jax.tree.map(completions, like.kept)
+    drawn = lambda: jnp.zeros((rows, group, columns), jnp.float32)  # noqa: E731
+    width = like.hidden.shape[-1]
+    return Slots(
+        cache=GroupCache(
+            prompt_keys=prompt_keys,
+            prompt_values=prompt_values,
+            prompt_valid=jnp.zeros((rows, like.valid.shape[1]), bool),
+            keys=keys,
+            values=values,
+            valid=jnp.zeros((rows, group, columns), bool),
+            column=jnp.int32(0),
+        ),
+        prompt_hidden=jnp.zeros((rows, width), like.hidden.dtype),
+        prompt_position=jnp.zeros(rows, jnp.int32),
+        hidden=jnp.zeros((rows, group, width), like.hidden.dtype),
+        keys=jax.vmap(jax.vmap(jax.random.key))(jnp.zeros((rows, group), jnp.uint32)),
+        lengths=jnp.zeros((rows, group), jnp.int32),
+        active=jnp.zeros((rows, group), bool),
+        tokens=jnp.full((rows, group, columns), config.tokens.pad, jnp.int32),
+        log_probs=drawn(),
+        entropies=drawn(),
+    )
+
+
+@partial(jax.jit, donate_argnames=("slots",))
+def place(slots: Slots, prompts: ReadPrompts, rows: jax.Array) -> Slots:
+    """Put n prompts into rows int32 [n], whose slots must be idle; prompts of a row ≥ B are left out."""
+    axis = 0 if isinstance(slots.cache.keys, tuple) else 1
+
+    def put(store, new, axis=0):
+        index = (slice(None),) * axis + (rows,)
+        return store.at[index].set(new, mode="drop")
+
+    cache = slots.cache
+    old = cache.prompt_keys, cache.prompt_values
+    keys, values = jax.tree.map(partial(put, axis=axis), old, prompts.kept)
+    return slots.replace(
+        cache=cache.replace(
+            prompt_keys=keys, prompt_values=values, prompt_valid=put(cache.prompt_valid, prompts.valid)
+        ),
+        prompt_hidden=put(slots.prompt_hidden, prompts.hidden),
+        prompt_position=put(slots.prompt_position, prompts.next_position),
+    )
+
+
+@partial(jax.jit, donate_argnames=("slots",))
+def begin(slots: Slots, fresh: jax.Array, seeds: jax.Array, seed: jax.Array) -> Slots:
+    """Let idle slots begin a completion of their row's prompt.
+
+    Args:
+        fresh: bool [B, G], the slots.
+        seeds: uint32 [B, G, 2], numbers of the prompt and of the sample, on which its draws depend.
+        seed: uint32 [], of the run.
+    """
+
+    def key(numbers):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), numbers[0]), numbers[1])
+
+    keys = jax.vmap(jax.vmap(key))(seeds)
+    return slots.replace(
+        cache=slots.cache.replace(valid=slots.cache.valid & ~fresh[:, :, None]),
+        hidden=jnp.where(fresh[:, :, None], slots.prompt_hidden[:, None], slots.hidden),
+        keys=jnp.where(fresh, keys, slots.keys),
+        lengths=jnp.where(fresh, 0, slots.lengths),
+        active=slots.active | fresh,
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "options"), donate_argnames=("slots",))
+def decode(
+    params,
+    config: ModelConfig,
+    slots: Slots,
+    options: SamplingOptions,
+    banned: jax.Array,
+    max_tokens: jax.Array,
+    steps: jax.Array,
+    enough: jax.Array,
+) -> Slots:
+    """Draw up to `steps` tokens in every active slot; stop early when no more than `enough` slots are active.
+
+    A completion ends with an end-of-sequence token or its `max_tokens`-th, at most the number of columns. Of `options`
+    the temperature and the filters count. The three numbers are int32 [].
+    """
+
+    def unfinished(carry):
+        slots, step = carry
+        return (step < steps) & (slots.active.sum() > enough)
+
+    def one_token(carry):
+        slots, step = carry
+        return _one_token(params, config, slots, options, banned, max_tokens), step + 1
+
+    return jax.lax.while_loop(unfinished, one_token, (slots, jnp.int32(0)))[0]
+
+
+def _one_token(params, config: ModelConfig, slots: Slots, options, banned, max_tokens) -> Slots:
+    shape = slots.active.shape
+    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+    logits = qwen2_5_vl.logits(params, config, flat(slots.hidden))
+    keys = jax.vmap(jax.random.fold_in)(flat(slots.keys), flat(slots.lengths))
+    tokens, log_probs = (x.reshape(shape) for x in sample(keys, logits, banned, options))
+    entropies = entropy(logits).reshape(shape)
+    active, column = slots.active, slots.cache.column
+
+    def record(store, new):
+        """Nothing where the slot is idle: what it drew before may still be there to be fetched."""
+        old = jax.lax.dynamic_slice_in_dim(store, column, 1, axis=2)
+        new = jnp.where(active[:, :, None], new[:, :, None], old)
+        return jax.lax.dynamic_update_slice(store, new, (0, 0, column))
+
+    positions = flat(slots.prompt_position[:, None] + slots.lengths)
+    positions = jnp.broadcast_to(positions[:, None], (len(positions), 3))
+    hidden, cache = qwen2_5_vl.decode_step(params, config, flat(tokens), positions, slots.cache)
+    lengths = slots.lengths + active
+    ended = jnp.isin(tokens, jnp.array(config.tokens.eos, jnp.int32)) | (lengths >= max_tokens)
+    return slots.replace(
+        cache=cache,
+        hidden=hidden.reshape(slots.hidden.shape),
+        lengths=lengths,
+        active=active & ~ended,
+        tokens=record(slots.tokens, tokens),
+        log_probs=record(slots.log_probs, log_probs),
+        entropies=record(slots.entropies, entropies),
+    )
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    """float32 [...] in nats: of softmax(logits), float32 [..., V]."""
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
