@@ -56,27 +56,21 @@ class GroupBatch:
 
 def collate_groups(
     prompts: Sized[Sequence],
-    completions: Sized[Sized[Rollout]],
-    advantages: np.ndarray,
+    rollouts: Sized[Sized[Rollout]],
     options: BatchOptions,
     config: ModelConfig,
     features: Sized[np.ndarray] | None = None,
-    learnt: np.ndarray | None = None,
-    prompt_weights: np.ndarray | None = None,
 ) -> GroupBatch:
-    """Join up to `options.batch_size` prompts with their completions, the same number for each.
+    """Join up to `options.batch_size` prompts with their rollouts, the same number for each; advantages are 0 yet.
 
     Args:
-        advantages: float [B, G].
         options: of the prompts; completions come in powers of two from 16.
         features: of each prompt, [m, D] in the order of its placeholders; the media themselves stay away then.
-        learnt: bool [B, G], False for rollouts that are left out; None learns all.
-        prompt_weights: float [B]; None is 1 for all.
 
     Raises DataError when a prompt, or all of them, exceed the buckets.
     """
-    group = len(completions[0])
-    longest = max((len(c.tokens) for row in completions for c in row), default=1)
+    group = len(rollouts[0])
+    longest = max(len(rollout.tokens) for row in rollouts for rollout in row)
     places = max(_SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
     if features is None:
         batch, joined = collate(prompts, options, config), None
@@ -86,21 +80,14 @@ def collate_groups(
     shape = rows, group, places
     tokens, positions = np.full(shape, config.tokens.pad, np.int32), np.zeros(shape, np.int32)
     mask, log_probs = np.zeros(shape, bool), np.zeros(shape, np.float32)
-    for row, (prompt, of_prompt) in enumerate(zip(prompts, completions, strict=True)):
-        for number, completion in enumerate(of_prompt):
-            place = row, number, slice(len(completion.tokens))
-            tokens[place], mask[place] = completion.tokens, True
-            log_probs[place] = completion.log_probs
-            positions[place] = prompt.next_position + np.arange(len(completion.tokens))
+    for row, (prompt, of_prompt) in enumerate(zip(prompts, rollouts, strict=True)):
+        for number, rollout in enumerate(of_prompt):
+            place = row, number, slice(len(rollout.tokens))
+            tokens[place], mask[place] = rollout.tokens, True
+            log_probs[place] = rollout.log_probs
+            positions[place] = prompt.next_position + np.arange(len(rollout.tokens))
     flat = lambda x: x.reshape(rows, group * places)  # noqa: E731
     every_axis = np.broadcast_to(flat(positions)[:, None], (rows, 3, group * places))
-    given = len(prompts)
-
-    def padded(values, missing, dtype):
-        """[B, …] with zeros in the rows of padding."""
-        values = np.full(missing, 1, dtype) if values is None else np.asarray(values, dtype)
-        return np.concatenate([values, np.zeros((rows - given, *values.shape[1:]), dtype)])
-
     return GroupBatch(
         tokens=np.concatenate([batch.tokens, flat(tokens)], axis=1),
         positions=np.concatenate([batch.positions, every_axis], axis=2),
@@ -109,9 +96,9 @@ def collate_groups(
         prompt_lengths=(batch.segment_ids > 0).sum(axis=1).astype(np.int32),
         completion_mask=mask,
         sampler_log_probs=log_probs,
-        advantages=padded(advantages, (given, group), np.float32),
-        rollout_mask=padded(learnt, (given, group), bool),
-        prompt_weights=padded(prompt_weights, (given,), np.float32),
+        advantages=np.zeros((rows, group), np.float32),
+        rollout_mask=np.broadcast_to(np.arange(rows)[:, None] < len(prompts), (rows, group)).copy(),
+        prompt_weights=np.ones(rows, np.float32),
         vision=batch.vision,
         features=joined,
     )
@@ -141,16 +128,16 @@ def with_features(
     return batch.replace(visual_index=visual_index), joined
 
 
-def separate_rows(prompt: Sequence, completions: Sized[Rollout]) -> list[Sequence]:
+def separate_rows(prompt: Sequence, rollouts: Sized[Rollout]) -> list[Sequence]:
     """The usual layout, for comparison: the prompt, with its media, once for every completion."""
     rows = []
-    for number, completion in enumerate(completions):
-        length = len(completion.tokens)
+    for number, rollout in enumerate(rollouts):
+        length = len(rollout.tokens)
         following = np.broadcast_to(prompt.next_position + np.arange(length, dtype=np.int32), (3, length))
         rows.append(
             Sequence(
                 id=f"{prompt.id}/{number}",
-                tokens=np.concatenate([prompt.tokens, completion.tokens]).astype(np.int32),
+                tokens=np.concatenate([prompt.tokens, rollout.tokens]).astype(np.int32),
                 positions=np.concatenate([prompt.positions, following], axis=1),
                 loss_mask=np.concatenate([np.zeros(prompt.length, bool), np.ones(length, bool)]),
                 visual_index=np.concatenate([prompt.visual_index, np.full(length, -1, np.int32)]),

@@ -1,15 +1,29 @@
-"""Policy optimisation of the whole model: groups of completions → log-probs → the objective."""
+"""Policy optimisation of the whole model: groups of rollouts → log-probs → the objective → updates."""
 
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Sized
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
-from jvlmm.data.groups import GroupBatch
+from jvlmm.data.batch import BatchOptions
+from jvlmm.data.groups import GroupBatch, collate_groups
+from jvlmm.data.prompt_stream import Prompt
+from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 from jvlmm.objectives.grpo import GRPOConfig, policy_loss
+from jvlmm.objectives.kl import rollout_kl
+from jvlmm.training.advantage_estimator import AdvantageEstimator
 from jvlmm.training.completions import group_log_probs
+from jvlmm.training.experience import Draw, Experience, Gatherer, Group
 from jvlmm.training.sft import HEAD_TILE
-from jvlmm.training.step import LossFn
+from jvlmm.training.state import TrainState
+from jvlmm.training.step import LossFn, TrainStep
+
+_PER_TOKEN = ("ratio_sum", "clipped_low", "clipped_high", "clipped_dual", "kl_sum", "sampler_gap_sum")
 
 
 def make_policy_loss(config: ModelConfig, objective: GRPOConfig, tile: int = HEAD_TILE) -> LossFn:
@@ -19,9 +33,8 @@ def make_policy_loss(config: ModelConfig, objective: GRPOConfig, tile: int = HEA
     """
 
     def loss(params: Any, batch: GroupBatch) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        log_probs = group_log_probs(params, config, batch, tile)
-        total, count, extras = policy_loss(
-            log_probs,
+        return policy_loss(
+            group_log_probs(params, config, batch, tile),
             batch.old_log_probs,
             batch.advantages,
             batch.completion_mask,
@@ -31,6 +44,132 @@ def make_policy_loss(config: ModelConfig, objective: GRPOConfig, tile: int = HEA
             prompt_weights=batch.prompt_weights,
             rollout_mask=batch.rollout_mask,
         )
-        return total, count, extras
 
     return loss
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """How the rollouts of a step are learnt."""
+
+    rows: int = 8  # prompts, with their groups, of a device step
+    updates: int = 1  # of the optimiser in one pass over the rollouts
+    epochs: int = 1  # passes
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "updates", "epochs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"update.{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether rollouts are learnt by a policy that is no longer the one that made them."""
+        return self.updates * self.epochs > 1
+
+
+@dataclass
+class PolicyStep:
+    """Callable `(state, [prompts]) -> (state, metrics)` for `training.loop.fit`: sample, score, update.
+
+    A step is all updates on the rollouts of its prompts; `state.step` counts steps.
+    """
+
+    config: ModelConfig
+    objective: GRPOConfig
+    update: TrainStep  # of `make_policy_loss`
+    options: UpdateOptions
+    batch: BatchOptions  # of `options.rows` prompts
+    gatherer: Gatherer
+    estimator: AdvantageEstimator
+    more: Draw  # further prompts
+    seed: int
+    policy: Callable[[Any], Any] = lambda params: params  # what samples, of the parameters that are trained
+    reference: Any = None  # parameters of the reference model; with beta only
+    tower_trained: bool = True
+    record: Callable[[int, Sized[Group]], None] = lambda step, groups: None
+
+    def __post_init__(self) -> None:
+        self._log_probs = jax.jit(partial(group_log_probs, config=self.config))
+
+    @property
+    def compiles(self) -> int:
+        """Programs of the update compiled so far."""
+        return self.update.compiles
+
+    def __call__(self, state: TrainState, given: Sized[Sized[Prompt]]) -> tuple[TrainState, dict[str, Any]]:
+        number = int(state.step)
+        prompts = [prompt for part in given for prompt in part]
+        policy = self.policy(state.params)
+        if self.tower_trained:
+            self.gatherer.features.forget()
+        experience = self.gatherer.gather(policy, prompts, self.more, _step_seed(self.seed, number))
+        self.record(number + 1, experience.drawn)
+        batches = self._batches(experience, policy)
+        totals: list[dict[str, float]] = []
+        for _ in range(self.options.epochs):
+            for part in _parts(batches, self.options.updates):
+                state, metrics = self.update(state, part)
+                totals.append({name: float(value) for name, value in jax.device_get(metrics).items()})
+        state = state.replace(step=state.step * 0 + number + 1)
+        return state, experience.metrics | update_metrics(totals)
+
+    def _batches(self, experience: Experience, policy: Any) -> list[GroupBatch]:
+        rows, groups = self.options.rows, experience.groups
+        parts = [groups[k : k + rows] for k in range(0, len(groups), rows)]
+        batches = [self._with_log_probs(self._collated(part), policy) for part in parts]
+        rewards = np.stack([group.rewards for group in groups])
+        if self.objective.kl_place == "reward":
+            of_rows = [
+                np.asarray(rollout_kl(b.old_log_probs, b.reference_log_probs, b.completion_mask, self.objective.kl))
+                for b in batches
+            ]
+            rewards = rewards - self.objective.beta * np.concatenate(of_rows)[: len(groups)]
+        advantages, weights = self.estimator(rewards, [group.prompt.example.question_type for group in groups])
+        return [
+            _with_advantages(batch, advantages[k : k + rows], weights[k : k + rows])
+            for batch, k in zip(batches, range(0, len(groups), rows), strict=True)
+        ]
+
+    def _collated(self, groups: Sized[Group]) -> GroupBatch:
+        prompts, rollouts = [group.prompt.sequence for group in groups], [group.rollouts for group in groups]
+        features = None if self.tower_trained else [group.features for group in groups]
+        batch = collate_groups(prompts, rollouts, self.batch, self.config, features)
+        if self.gatherer.options.skip_truncated:
+            for row, of_prompt in enumerate(rollouts):
+                batch.rollout_mask[row] &= [rollout.finished for rollout in of_prompt]
+        return batch
+
+    def _with_log_probs(self, batch: GroupBatch, policy: Any) -> GroupBatch:
+        """With those of the policy that sampled, and of the reference model, where they are needed."""
+        if self.options.off_policy or self.objective.kl_place == "reward":
+            batch = batch.replace(old_log_probs=np.asarray(self._log_probs(policy, batch=batch)))
+        if self.objective.beta:
+            batch = batch.replace(reference_log_probs=np.asarray(self._log_probs(self.reference, batch=batch)))
+        return batch
+
+
+def update_metrics(updates: Sized[Mapping[str, float]]) -> dict[str, float]:
+    """Of the metrics of each update: means over tokens, and over updates what has no tokens."""
+    tokens = sum(update["tokens"] for update in updates)
+    metrics = {name: float(np.mean([u[name] for u in updates])) for name in ("loss", "grad_norm", "learning_rate")}
+    for name in _PER_TOKEN:
+        if name in updates[0]:
+            metrics[name.removesuffix("_sum")] = sum(update[name] for update in updates) / max(tokens, 1.0)
+    return metrics | {"tokens": tokens}
+
+
+def _with_advantages(batch: GroupBatch, advantages: np.ndarray, weights: np.ndarray) -> GroupBatch:
+    batch.advantages[: len(advantages)] = advantages
+    batch.prompt_weights[: len(weights)] = weights
+    return batch
+
+
+def _parts(batches: Sized[GroupBatch], number: int) -> Iterator[Sized[GroupBatch]]:
+    """The batches in so many parts of equal size."""
+    size = len(batches) // number
+    return (batches[k : k + size] for k in range(0, len(batches), size))
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """uint32 for each step of a run."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])

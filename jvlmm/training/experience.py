@@ -1,0 +1,180 @@
+"""Prompts → rollouts → rewards: what a policy learns from, made with the policy itself."""
+
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Sized
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from jvlmm.data.example import Example
+from jvlmm.data.groups import Rollout
+from jvlmm.data.prompt_stream import Prompt
+from jvlmm.data.sequence import Sequence
+from jvlmm.errors import ConfigError
+from jvlmm.rewards.completion import Completion
+from jvlmm.rewards.rewarder import Rewarder
+from jvlmm.rewards.table import RewardTable
+from jvlmm.rollout.engine import Engine
+from jvlmm.rollout.features import VisualFeatures
+from jvlmm.rollout.generate import cut_at_stop
+from jvlmm.training.frame_order import FrameOrder, shuffled_frames
+
+Draw = Callable[[], Sized[Prompt]]
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """The rollouts of a step."""
+
+    size: int = 8  # of each prompt
+    resample_rounds: int = 0  # DAPO's dynamic sampling: times that a step may draw prompts for those without a gradient
+    skip_truncated: bool = False  # DAPO's overlong filtering: rollouts that the limit on tokens cut are not learnt
+    frame_order: FrameOrder | None = None  # T-GRPO: rewards for answers that need the frames in order
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ConfigError(f"group.size={self.size}: rollouts of a prompt are compared; sample at least 2")
+        if self.resample_rounds < 0:
+            raise ConfigError(f"group.resample_rounds={self.resample_rounds} must be at least 0 (0: off)")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt with its scored rollouts."""
+
+    prompt: Prompt
+    features: np.ndarray  # [m, D]
+    rollouts: tuple[Rollout, ...]  # G
+    texts: tuple[str, ...]  # G
+    rewards: np.ndarray  # float64 [G]
+    parts: dict[str, np.ndarray]  # float64 [G] by term; NaN where the term does not apply
+
+    @property
+    def informative(self) -> bool:
+        """Whether its rewards differ; else it has no gradient."""
+        return bool(np.ptp(self.rewards) > 0)
+
+    def records(self, step: int) -> Iterator[dict[str, Any]]:
+        """Its rollouts, JSON-ready, to be read by people."""
+        example = self.prompt.example
+        for number, (rollout, text) in enumerate(zip(self.rollouts, self.texts, strict=True)):
+            parts = {name: float(values[number]) for name, values in self.parts.items()}
+            yield {
+                "step": step,
+                "id": example.id,
+                "question_type": example.question_type,
+                "answer": example.answer,
+                "sample": number,
+                "text": text,
+                "tokens": len(rollout.tokens),
+                "finished": rollout.finished,
+                "reward": float(self.rewards[number]),
+                "parts": {name: value for name, value in parts.items() if not np.isnan(value)},
+            }
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What a step learns from, and the figures of all that was drawn for it."""
+
+    groups: tuple[Group, ...]
+    drawn: tuple[Group, ...]  # with those that were left out
+    metrics: dict[str, float]
+
+
+@dataclass
+class Gatherer:
+    """Samples and scores. The tower runs once for each distinct image or video."""
+
+    engine: Engine
+    features: VisualFeatures
+    rewarder: Rewarder
+    options: GroupOptions
+    _seconds: dict[str, float] = field(default_factory=dict)
+
+    def gather(self, params: Any, prompts: Sized[Prompt], more: Draw, seed: int) -> Experience:
+        """As many groups as there are prompts.
+
+        With `resample_rounds`, prompts from `more()` take the places of those whose rewards are all equal, until there
+        are enough others or the rounds have passed; then such remain. `seed` uint32, another one for each step.
+        """
+        self._seconds = {"tower": 0.0, "reward": 0.0}
+        before = dict(self.engine.seconds)
+        groups, tables, examples = [], [], []
+        for attempt in range(self.options.resample_rounds + 1):
+            fresh = more() if attempt else prompts
+            table, of_round = self._round(params, fresh, np.uint32(seed + attempt * 0x9E3779B9 & 0xFFFFFFFF))
+            groups += of_round
+            tables.append(table)
+            examples += [group.prompt.example for group in of_round for _ in group.rollouts]
+            if sum(group.informative for group in groups) >= len(prompts):
+                break
+        chosen = sorted(groups, key=lambda group: not group.informative)[: len(prompts)]
+        spent = {name: seconds - before[name] for name, seconds in self.engine.seconds.items()}
+        seconds = {f"seconds/{name}": value for name, value in (self._seconds | spent).items()}
+        metrics = RewardTable.joined(tables).metrics(examples) | rollout_metrics(groups) | seconds
+        return Experience(tuple(chosen), tuple(groups), metrics)
+
+    def _round(self, params: Any, prompts: Sized[Prompt], seed: np.uint32) -> tuple[RewardTable, list[Group]]:
+        sequences = [prompt.sequence for prompt in prompts]
+        features, rollouts, texts = self._rollouts(params, sequences, self.options.size, seed)
+        table = self._scored(prompts, rollouts, texts)
+        rewards = table.total.reshape(len(prompts), -1)
+        if self.options.frame_order is not None:
+            rewards = rewards + self._order_bonus(params, prompts, table.accuracy.reshape(rewards.shape), seed)
+        by_prompt = {name: part.reshape(rewards.shape) for name, part in table.parts.items()}
+        groups = [
+            Group(*of, {name: part[row] for name, part in by_prompt.items()})
+            for row, of in enumerate(zip(prompts, features, map(tuple, rollouts), map(tuple, texts), rewards, strict=True))
+        ]
+        return table, groups
+
+    def _rollouts(self, params: Any, prompts: Sized[Sequence], size: int, seed: np.uint32):
+        """(features of each prompt, rollouts [B][G], their texts)."""
+        begun = time.perf_counter()
+        features = self.features.of(params, prompts)
+        self._seconds["tower"] += time.perf_counter() - begun
+        rollouts = self.engine.sample(params, prompts, features, size, seed)
+        decode, stop = self.engine.tokenizer.decode, self.engine.sampling.stop
+        return features, rollouts, [[cut_at_stop(decode(r.tokens), stop) for r in row] for row in rollouts]
+
+    def _scored(self, prompts: Sized[Prompt], rollouts, texts) -> RewardTable:
+        begun = time.perf_counter()
+        pairs = [pair for row in zip(rollouts, texts, strict=True) for pair in zip(*row, strict=True)]
+        completions = [Completion(text, len(rollout.tokens), rollout.finished) for rollout, text in pairs]
+        table = self.rewarder(completions, _repeated([p.example for p in prompts], rollouts))
+        self._seconds["reward"] += time.perf_counter() - begun
+        return table
+
+    def _order_bonus(self, params: Any, prompts: Sized[Prompt], accuracy: np.ndarray, seed: np.uint32) -> np.ndarray:
+        """float64 [B, G]: T-GRPO's part of the reward, from rollouts on shuffled frames; images are not asked again."""
+        order, bonus = self.options.frame_order, np.zeros(accuracy.shape)
+        rows = [row for row, p in enumerate(prompts) if any(m.type == "video" for m in p.example.media)]
+        if not rows:
+            return bonus
+        videos = [replace(prompts[row], sequence=shuffled_frames(prompts[row].sequence, int(seed))) for row in rows]
+        _, rollouts, texts = self._rollouts(params, [p.sequence for p in videos], order.shuffled, seed ^ np.uint32(1))
+        shuffled = self._scored(videos, rollouts, texts).accuracy.reshape(len(rows), -1)
+        bonus[rows] = order.bonus(accuracy[rows], shuffled)
+        return bonus
+
+
+def rollout_metrics(groups: Sized[Group]) -> dict[str, float]:
+    """Means over the rollouts drawn: lengths in tokens, shares, entropy of the sampler in nats a token."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths = np.array([len(rollout.tokens) for rollout in rollouts])
+    return {
+        "reward_std": float(np.mean([group.rewards.std(ddof=1) for group in groups])),
+        "equal_groups": float(np.mean([not group.informative for group in groups])),
+        "groups_drawn": float(len(groups)),
+        "response_tokens": float(lengths.mean()),
+        "truncated": float(np.mean([not rollout.finished for rollout in rollouts])),
+        "entropy": float(sum(rollout.entropies.sum() for rollout in rollouts) / max(lengths.sum(), 1)),
+        "sampled_tokens": float(lengths.sum()),
+    }
+
+
+def _repeated(examples: Sized[Example], rollouts) -> list[Example]:
+    return [example for example, row in zip(examples, rollouts, strict=True) for _ in row]
