@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not s
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch, where parity tests import it
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `toy_model`
+sys.path.insert(0, str(Path(__file__).parent))  # for `toy_model` and `toy_answers`
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import NamedTuple
 
 Span = tuple[float, float]  # start, end in seconds, as written: the end may precede the start
@@ -26,6 +27,7 @@ _FLOAT = r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+))\s*"
 _BOX = re.compile(rf"[\[(]{_FLOAT},{_FLOAT},{_FLOAT},{_FLOAT}[\])]")
 _BARE_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,]?")
 _LEADING_LETTER = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[.:)])")
+_LABELLED_LETTER = re.compile(r"(?<!\w)[(\[]?([A-Z])[)\].:](?!\w)")
 _STATED_LETTER = re.compile(r"\b(?i:answer|option|choice)(?:\s+is)?\s*:?\s*[(\[]?([A-Z])(?![\w'])")
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
@@ -91,6 +93,22 @@ def parse_choice(text: str, options: Sequence[str] = ()) -> str | None:
     return letters[named[0]] if len(named) == 1 and not stated else None
 
 
+def parse_choices(text: str, options: Sequence[str] = ()) -> frozenset[str] | None:
+    """The letters of all options meant by `A, C`, `(A) and (C)`, `A. text, C. text` or `AC`; one as in `parse_choice`.
+
+    With `options`, a letter beyond them makes the whole unreadable.
+    """
+    letters = frozenset(string.ascii_uppercase[: len(options)] if options else string.ascii_uppercase)
+    words = [word for word in re.findall(r"\w+", text) if word.casefold() != "and"]
+    if len(words) > 1 and all(len(word) == 1 for word in words):
+        named = frozenset(word.upper() for word in words)
+    elif len(named := frozenset(_LABELLED_LETTER.findall(text))) < 2:
+        if letter := parse_choice(text, options):
+            return frozenset(letter)
+        named = frozenset(words[0] if len(words) == 1 else ())
+    return named if named and named <= letters else None
+
+
 def parse_yesno(text: str) -> str | None:
     """`yes` or `no`: the first word, or the only one of the two that occurs."""
     words = normalize_text(text).split()
@@ -100,13 +118,19 @@ def parse_yesno(text: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def parse_decimal(text: str) -> Decimal | None:
+    """The last number in `text` with the places it is written with; otherwise as `parse_number`."""
+    if (word := normalize_text(text)) in _NUMBER_WORDS:
+        return Decimal(_NUMBER_WORDS.index(word))
+    found = [match.group() for match in _NUMBER.finditer(text)]
+    digits = found[-1].replace(",", "") if found else "nan"
+    return Decimal(digits) if math.isfinite(float(digits)) else None
+
+
 def parse_number(text: str) -> float | None:
     """The last number in `text`; thousands may be grouped by commas, zero to twelve may be spelt out."""
-    if (word := normalize_text(text)) in _NUMBER_WORDS:
-        return float(_NUMBER_WORDS.index(word))
-    found = [match.group() for match in _NUMBER.finditer(text)]
-    value = float(found[-1].replace(",", "")) if found else math.nan
-    return value if math.isfinite(value) else None
+    number = parse_decimal(text)
+    return None if number is None else float(number)
 
 
 def _seconds(text: str) -> float:

@@ -101,6 +101,36 @@ def test_numbers(text, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("A, C", "AC"),
+        ("a c", "AC"),
+        ("(A) and (C)", "AC"),
+        ("AC", "AC"),
+        ("A. red circle, C. green triangle", "AC"),
+        ("B", "B"),
+        ("the blue square", "B"),
+        ("RED", "D"),  # the text of an option, not letters
+        ("A, E", None),
+        ("AE", None),
+        ("ac", None),
+        ("purple", None),
+        ("", None),
+    ],
+)
+def test_several_letters(text, expected):
+    assert parsing.parse_choices(text, OPTIONS) == (frozenset(expected) if expected else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1,000.50 m", "1000.50"), ("three", "3"), ("3.0", "3.0"), ("-.5", "-0.5"), ("9" * 400, "None"), ("", "None")],
+)
+def test_decimals_keep_the_places_they_are_written_with(text, expected):
+    assert str(parsing.parse_decimal(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         ("<t>1.0</t>s to <t>3.0</t>s", (1, 3)),
         ("1.0 to 3.0", (1, 3)),
         ("1.0s - 3.0s", (1, 3)),
@@ -151,6 +181,7 @@ def test_no_string_raises_and_what_is_read_is_finite(text):
     answer = parsing.extract_answer(text)
     assert answer.text in text
     assert parsing.parse_choice(text, OPTIONS) in (None, *"ABCD")
+    assert (parsing.parse_choices(text, OPTIONS) or frozenset()) <= frozenset("ABCD")
     assert parsing.parse_yesno(text) in (None, "yes", "no")
     number, span = parsing.parse_number(text), parsing.parse_span(text)
     assert number is None or math.isfinite(number)

@@ -1,0 +1,19 @@
+"""What a reward sees of a rollout."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jvlmm.data.example import Example
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response. `finished` is False where it was cut off at the limit of tokens."""
+
+    text: str
+    num_tokens: int
+    finished: bool = True
+
+
+RewardFunction = Callable[[Completion, Example], float]
+"""Pure: equal arguments give equal rewards. Raises DataError where the gold answer lacks what the reward needs."""
