@@ -35,8 +35,9 @@ from jvlmm.training.loop import FitOptions, fit
 from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.placement import batch_shardings, check_lengths, loader_share, row_shards
-from jvlmm.training.preparation import PreparedTraining, prepare_sft
+from jvlmm.training.preparation import PreparedTraining, prepare
 from jvlmm.training.profile import ProfileOptions, Profiler
+from jvlmm.training.sft import make_sft_loss
 from jvlmm.training.state import TrainState
 
 
@@ -199,4 +200,5 @@ class SFT:
     def prepare(self, config: ModelConfig, mesh: Mesh, platform: str, seed: int = 0) -> PreparedTraining:
         """The update on the devices of `mesh`."""
         layout = mesh, self.rules, self.batch_size, platform
-        return prepare_sft(config, self.optimizer, self.steps, *layout, lora=self.lora, seed=seed)
+        loss_fn = make_sft_loss(config)
+        return prepare(config, loss_fn, self.optimizer, self.steps, *layout, lora=self.lora, seed=seed)

@@ -1,5 +1,6 @@
 """Policy optimisation of the whole model: groups of rollouts → log-probs → the objective → updates."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.groups import GroupBatch, collate_groups
-from jvlmm.data.prompt_stream import Prompt
+from jvlmm.data.prompt_stream import Prompt, PromptStream
 from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 from jvlmm.objectives.grpo import GRPOConfig, policy_loss
@@ -67,6 +68,24 @@ class UpdateOptions:
         return self.updates * self.epochs > 1
 
 
+@dataclass(frozen=True)
+class PolicyData:
+    """The prompts, and what the advantages remember, under one position for `training.loop.fit`."""
+
+    prompts: PromptStream
+    estimator: AdvantageEstimator
+
+    def __next__(self) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+        return next(self.prompts)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"prompts": self.prompts.get_state(), "advantages": self.estimator.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.prompts.set_state(state["prompts"])
+        self.estimator.set_state(state["advantages"])
+
+
 @dataclass
 class PolicyStep:
     """Callable `(state, [prompts]) -> (state, metrics)` for `training.loop.fit`: sample, score, update.
@@ -85,7 +104,7 @@ class PolicyStep:
     seed: int
     policy: Callable[[Any], Any] = lambda params: params  # what samples, of the parameters that are trained
     reference: Any = None  # parameters of the reference model; with beta only
-    tower_trained: bool = True
+    tower_trained: bool = True  # or the merger; else features are kept, and the update begins with them
     record: Callable[[int, Sized[Group]], None] = lambda step, groups: None
 
     def __post_init__(self) -> None:
@@ -104,6 +123,7 @@ class PolicyStep:
             self.gatherer.features.forget()
         experience = self.gatherer.gather(policy, prompts, self.more, _step_seed(self.seed, number))
         self.record(number + 1, experience.drawn)
+        begun = time.perf_counter()
         batches = self._batches(experience, policy)
         totals: list[dict[str, float]] = []
         for _ in range(self.options.epochs):
@@ -111,7 +131,8 @@ class PolicyStep:
                 state, metrics = self.update(state, part)
                 totals.append({name: float(value) for name, value in jax.device_get(metrics).items()})
         state = state.replace(step=state.step * 0 + number + 1)
-        return state, experience.metrics | update_metrics(totals)
+        seconds = {"seconds/update": time.perf_counter() - begun}
+        return state, experience.metrics | update_metrics(totals) | seconds
 
     def _batches(self, experience: Experience, policy: Any) -> list[GroupBatch]:
         rows, groups = self.options.rows, experience.groups

@@ -21,9 +21,8 @@ from jvlmm.training.lora import (
 )
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
 from jvlmm.training.placement import batch_placement, state_shardings
-from jvlmm.training.sft import make_sft_loss
 from jvlmm.training.state import TrainState, create_state
-from jvlmm.training.step import TrainStep, make_train_step
+from jvlmm.training.step import LossFn, TrainStep, make_train_step
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,9 @@ class PreparedTraining:
     adapted: tuple[str, ...]  # those of them that have adapters
 
 
-def prepare_sft(
+def prepare(
     config: ModelConfig,
+    loss_fn: LossFn,
     optimizer: OptimizerOptions,
     total_steps: int,
     mesh: Mesh,
@@ -49,12 +49,12 @@ def prepare_sft(
     lora: LoraOptions | None = None,
     seed: int = 0,
 ) -> PreparedTraining:
-    """Supervised fine-tuning of a model of `config` on the devices of `mesh`; `platform` as JAX names it.
+    """Training of a model of `config` on the devices of `mesh`; `platform` as JAX names it.
 
     With `lora` the state has a module of adapters, new ones of `seed`, and these alone are trained.
     """
     shapes, logical = abstract_params(config)
-    loss_fn, adapted, extend = make_sft_loss(config), (), lambda params: params
+    adapted, extend = (), lambda params: params
     if lora is not None:
         optimizer = adapter_optimizer(optimizer, tuple(shapes))
         loss_fn, adapted = adapted_loss(loss_fn, lora), adapted_modules(config, lora)
