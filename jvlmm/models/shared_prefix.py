@@ -5,7 +5,6 @@ under one softmax, so that nothing of the prompt is repeated: exact, at P + G·C
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -97,9 +96,8 @@ def _attend_forward(query, prompt_key, prompt_value, own_key, own_value, prompt_
     weights = tuple(jnp.exp(part - peak) for part in scores)
     total = jnp.maximum(sum(part.sum(axis=-1, keepdims=True) for part in weights), 1e-30)
     to_prompt, to_own = (part.astype(prompt_value.dtype) for part in weights)
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    mixed = product("bkrgct,bktd->bkrgcd", to_prompt, prompt_value)
-    mixed += product("bkrgct,bkgtd->bkrgcd", to_own, own_value)
+    mixed = jnp.einsum("bkrgct,bktd->bkrgcd", to_prompt, prompt_value, preferred_element_type=jnp.float32)
+    mixed += _mixed_own(to_own, own_value)
     mixed, peak, total = map(attended, ((mixed / total).astype(prompt_value.dtype), peak, total))
     kept = query, prompt_key, prompt_value, own_key, own_value, prompt_valid, own_mask, mixed, peak, total
     return mixed.reshape(query.shape), kept
@@ -137,6 +135,21 @@ def _rows(query, key):
 def _scores(rows, prompt_key, own_key, prompt_valid, own_mask):
     """float32 [B, H_kv, R, G, C, P] and [B, H_kv, R, G, C, T]."""
     to_prompt = jnp.einsum("bkrgcd,bktd->bkrgct", rows, prompt_key, preferred_element_type=jnp.float32)
-    to_own = jnp.einsum("bkrgcd,bkgtd->bkrgct", rows, own_key, preferred_element_type=jnp.float32)
+    to_own = _own_scores(rows, own_key)
     to_prompt = jnp.where(prompt_valid[:, None, None, None, None], to_prompt, MASKED)
     return to_prompt, jnp.where(own_mask[:, None, None], to_own, MASKED)
+
+
+def _own_scores(rows, key):
+    """float32 [B, H_kv, R, G, C, T]. Of one query each, matrix products would only copy the keys into another order."""
+    if rows.shape[4] > 1:
+        return jnp.einsum("bkrgcd,bkgtd->bkrgct", rows, key, preferred_element_type=jnp.float32)
+    return jnp.sum(rows.astype(jnp.float32) * key[:, :, None].astype(jnp.float32), axis=-1)[:, :, :, :, None]
+
+
+def _mixed_own(weights, value):
+    """float32 [B, H_kv, R, G, C, head_dim]; see `_own_scores`."""
+    if weights.shape[4] > 1:
+        return jnp.einsum("bkrgct,bkgtd->bkrgcd", weights, value, preferred_element_type=jnp.float32)
+    weights = weights.astype(jnp.float32).swapaxes(4, 5)
+    return jnp.sum(weights * value[:, :, None].astype(jnp.float32), axis=-2)[:, :, :, :, None]

@@ -2,9 +2,10 @@
 
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +19,10 @@ from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 from jvlmm.rollout.generate import STOP_CHECK_INTERVAL, length_at_stop, traced_options
 from jvlmm.rollout.groups import Slots, begin, decode, empty_slots, place, read
+from jvlmm.rollout.queues import Asked, Queues
 from jvlmm.rollout.sampling import SamplingOptions, banned_tokens
+
+_WAITING = 4  # prompts of other buckets that may wait, times the rows
 
 
 @dataclass(frozen=True)
@@ -32,25 +36,6 @@ class RolloutOptions:
         for name in ("rows", "slots"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name}={getattr(self, name)} must be at least 1")
-
-
-@dataclass
-class _Running:
-    """A slot at work."""
-
-    sample: int
-    start: int  # column of its first token
-    searched: int = 0  # tokens known to hold no stop string
-    stopped: bool = False  # by one
-
-
-@dataclass
-class _Row:
-    """A prompt, its samples that have no slot yet, and those that do."""
-
-    prompt: int
-    waiting: list[int]
-    running: dict[int, _Running] = field(default_factory=dict)  # by slot
 
 
 class Engine:
@@ -68,105 +53,147 @@ class Engine:
         options: RolloutOptions,
         batch: BatchOptions,
     ):
-        """`batch` gives the length buckets of prompts."""
+        """`batch` gives the length buckets of prompts; the seed of `sampling` has no part here."""
         self.config, self.sampling, self.options, self.tokenizer = config, sampling, options, tokenizer
         self.seconds = {"prefill": 0.0, "decode_tokens": 0.0}  # spent so far
-        self._batch = replace(batch, batch_size=1)
-        self._static = traced_options(sampling)
-        self._banned = jax.device_put(banned_tokens(config, tokenizer.length))
+        self.batch = replace(batch, batch_size=1)
+        self.banned = jax.device_put(banned_tokens(config, tokenizer.length))
 
     def sample(
         self, params: Any, prompts: Sized[Sequence], features: Sized[np.ndarray], group: int, seed: int
     ) -> list[list[Rollout]]:
         """`group` completions of every prompt; `features` as `VisualFeatures.of` gives them; `seed` uint32."""
-        buckets: dict[int, list[int]] = {}
-        for number, prompt in enumerate(prompts):
-            buckets.setdefault(length_bucket(prompt.length, self._batch), []).append(number)
         done: list[dict[int, Rollout]] = [{} for _ in prompts]
-        for numbers in buckets.values():
-            for number, sample, completion in self._bucket(params, prompts, features, numbers, group, seed):
-                done[number][sample] = completion
+        asked = (Asked(n, *of, samples=group) for n, of in enumerate(zip(prompts, features, strict=True)))
+        for number, sample, rollout in self.stream(params, asked, seed, min(len(prompts), self.options.rows)):
+            done[number][sample] = rollout
         return [[of_prompt[sample] for sample in range(group)] for of_prompt in done]
 
-    def _bucket(self, params, prompts, features, numbers, group, seed) -> Iterator[tuple[int, int, Rollout]]:
-        """(prompt, sample, completion) as they end."""
-        slots, column, waiting = None, 0, list(numbers)
-        rows: list[_Row | None] = [None] * min(self.options.rows, len(numbers))
-        width = min(self.options.slots, group)
+    def stream(
+        self, params: Any, asked: Iterable[Asked], seed: int, rows: int | None = None
+    ) -> Iterator[tuple[int, int, Rollout]]:
+        """(number of the prompt, number of the sample, rollout) as they end, of prompts that are read as needed.
+
+        `rows`: prompts at work at one time, by default those of the options.
+        """
+        rows = self.options.rows if rows is None else rows
+        bucket_of = lambda asked: length_bucket(asked.sequence.length, self.batch)  # noqa: E731
+        queues = Queues(iter(asked), bucket_of, _WAITING * rows)
+        while (bucket := queues.next_bucket()) is not None:
+            yield from _Pool(self, params, rows, seed).run(partial(queues.take, bucket))
+
+
+@dataclass
+class _Running:
+    """A slot at work."""
+
+    sample: int
+    start: int  # column of its first token
+    searched: int = 0  # tokens known to hold no stop string
+    stopped: bool = False  # by one
+
+
+@dataclass
+class _Row:
+    """A prompt, its samples that have no slot yet, and those that do."""
+
+    asked: Asked
+    waiting: list[int]
+    running: dict[int, _Running] = field(default_factory=dict)  # by slot
+
+
+class _Pool:
+    """The slots of one bucket, on the device, and what the host knows of them."""
+
+    def __init__(self, engine: Engine, params: Any, rows: int, seed: int):
+        self._engine, self._params, self._seed = engine, params, np.uint32(seed)
+        self._rows: list[_Row | None] = [None] * rows
+        self._static = traced_options(engine.sampling)
+        self._slots: Slots | None = None
+        self._column = 0
+
+    def run(self, take: Callable[[], Asked | None]) -> Iterator[tuple[int, int, Rollout]]:
+        """Until `take` has nothing left and all completions have ended; see `Engine.stream`."""
+        more = True
         while True:
-            for index, row in enumerate(rows):
-                if row is None and waiting:
-                    number = waiting.pop(0)
-                    slots = self._place(params, slots, prompts[number], features[number], index, (len(rows), width))
-                    rows[index] = _Row(number, list(range(group)))
-            if not any(rows):
+            for index, row in enumerate(self._rows):
+                if row is None and more:
+                    asked = take()
+                    more = asked is not None
+                    if asked:
+                        self._place(asked, index)
+            if not any(self._rows):
                 return
-            slots = self._begin(slots, rows, [zlib.crc32(prompt.id.encode()) for prompt in prompts], seed, column)
-            slots, drawn = self._decode(params, slots, rows, bool(waiting) or any(row and row.waiting for row in rows))
-            column = drawn.column
-            for index, row in enumerate(rows):
+            self._begin()
+            drawn = self._decode(more or any(row and row.waiting for row in self._rows))
+            for index, row in enumerate(self._rows):
                 for slot in [] if row is None else [slot for slot in row.running if not drawn.active[index, slot]]:
                     running = row.running.pop(slot)
-                    yield row.prompt, running.sample, self._completion(drawn, index, slot, running)
+                    yield row.asked.number, running.sample, self._rollout(drawn, index, slot, running)
                 if row and not row.running and not row.waiting:
-                    rows[index] = None
+                    self._rows[index] = None
 
-    def _place(self, params, slots: Slots | None, prompt: Sequence, features, index: int, shape) -> Slots:
-        """Read a prompt into a row; into the first of new slots where there are none yet."""
-        begun = time.perf_counter()
-        batch, joined = with_features([prompt], [features], self._batch, self.config)
-        prompts = read(params, self.config, batch, joined)
-        if slots is None:
-            slots = empty_slots(prompts, self.config, *shape, self._static.max_tokens)
-        slots = place(slots, prompts, np.array([index], np.int32))
-        self.seconds["prefill"] += time.perf_counter() - begun
-        return slots
+    def _place(self, asked: Asked, index: int) -> None:
+        """Read a prompt into a row."""
+        begun, engine = time.perf_counter(), self._engine
+        batch, features = with_features([asked.sequence], [asked.features], engine.batch, engine.config)
+        prompts = read(self._params, engine.config, batch, features)
+        if self._slots is None:
+            width = min(engine.options.slots, asked.samples)
+            columns = self._static.max_tokens
+            self._slots = empty_slots(prompts, engine.config, len(self._rows), width, columns)
+        self._slots = place(self._slots, prompts, np.array([index], np.int32))
+        self._rows[index] = _Row(asked, list(range(asked.samples)))
+        engine.seconds["prefill"] += time.perf_counter() - begun
 
-    def _begin(self, slots: Slots, rows: Sized[_Row | None], names: Sized[int], seed: int, column: int) -> Slots:
+    def _begin(self) -> None:
         """Give waiting samples the free slots of their rows."""
-        shape = slots.active.shape
+        shape = self._slots.active.shape
         fresh, seeds = np.zeros(shape, bool), np.zeros((*shape, 2), np.uint32)
-        for index, row in enumerate(rows):
+        for index, row in enumerate(self._rows):
             free = [] if row is None else [slot for slot in range(shape[1]) if slot not in row.running]
             for slot in free[: len(row.waiting) if row else 0]:
                 sample = row.waiting.pop(0)
-                row.running[slot] = _Running(sample, column)
-                fresh[index, slot], seeds[index, slot] = True, (names[row.prompt], sample)
-        return begin(slots, fresh, seeds, np.uint32(seed)) if fresh.any() else slots
+                row.running[slot] = _Running(sample, self._column)
+                fresh[index, slot] = True
+                seeds[index, slot] = zlib.crc32(row.asked.sequence.id.encode()), sample
+        if fresh.any():
+            self._slots = begin(self._slots, fresh, seeds, self._seed)
 
-    def _decode(self, params, slots: Slots, rows: Sized[_Row | None], more: bool) -> tuple[Slots, "_Drawn"]:
-        """Up to some tokens of every slot; while more is waiting, until a quarter of the slots is free."""
-        begun = time.perf_counter()
-        running = sum(len(row.running) for row in rows if row)
+    def _decode(self, more: bool) -> "_Drawn":
+        """Some tokens of every slot; while more is waiting, until a quarter of the slots is free."""
+        begun, engine = time.perf_counter(), self._engine
+        running = sum(len(row.running) for row in self._rows if row)
         enough = running - -(-running // 4) if more else 0
-        steps = STOP_CHECK_INTERVAL if self.sampling.stop else self._static.max_tokens
-        limits = map(np.int32, (self.sampling.max_tokens, steps, enough))
-        slots = decode(params, self.config, slots, self._static, self._banned, *limits)
+        steps = STOP_CHECK_INTERVAL if engine.sampling.stop else self._static.max_tokens
+        limits = map(np.int32, (engine.sampling.max_tokens, steps, enough))
+        slots = decode(self._params, engine.config, self._slots, self._static, engine.banned, *limits)
         kept = slots.tokens, slots.log_probs, slots.entropies, slots.lengths, slots.active, slots.cache.column
         drawn = _Drawn(*map(np.array, jax.device_get(kept)))
-        if self.sampling.stop:
-            self._end_at_stop(drawn, rows)
+        if engine.sampling.stop:
+            self._end_at_stop(drawn)
             slots = slots.replace(active=jax.device_put(drawn.active, slots.active.sharding))
-        self.seconds["decode_tokens"] += time.perf_counter() - begun
-        return slots, drawn
+        self._slots, self._column = slots, int(drawn.column)
+        engine.seconds["decode_tokens"] += time.perf_counter() - begun
+        return drawn
 
-    def _end_at_stop(self, drawn: "_Drawn", rows: Sized[_Row | None]) -> None:
+    def _end_at_stop(self, drawn: "_Drawn") -> None:
         """End, in `drawn`, the completions whose text holds a stop string."""
-        decode_text = self.tokenizer.decode
-        for index, row in enumerate(rows):
+        engine = self._engine
+        for index, row in enumerate(self._rows):
             for slot, running in row.running.items() if row else ():
                 tokens = drawn.of(drawn.tokens, index, slot, running.start)
-                stopped = length_at_stop(tokens, running.searched, self.sampling.stop, decode_text)
+                stopped = length_at_stop(tokens, running.searched, engine.sampling.stop, engine.tokenizer.decode)
                 running.searched = len(tokens)
                 if stopped is not None:
                     drawn.lengths[index, slot], drawn.active[index, slot] = stopped, False
                     running.stopped = True
 
-    def _completion(self, drawn: "_Drawn", index: int, slot: int, running: _Running) -> Rollout:
+    def _rollout(self, drawn: "_Drawn", index: int, slot: int, running: _Running) -> Rollout:
         tokens, log_probs, entropies = (
             drawn.of(x, index, slot, running.start) for x in (drawn.tokens, drawn.log_probs, drawn.entropies)
         )
-        finished = running.stopped or tokens[-1] in self.config.tokens.eos
+        finished = running.stopped or tokens[-1] in self._engine.config.tokens.eos
         return Rollout(tokens, log_probs, entropies, bool(finished))
 
 

@@ -127,7 +127,9 @@ class Gatherer:
         by_prompt = {name: part.reshape(rewards.shape) for name, part in table.parts.items()}
         groups = [
             Group(*of, {name: part[row] for name, part in by_prompt.items()})
-            for row, of in enumerate(zip(prompts, features, map(tuple, rollouts), map(tuple, texts), rewards, strict=True))
+            for row, of in enumerate(
+                zip(prompts, features, map(tuple, rollouts), map(tuple, texts), rewards, strict=True)
+            )
         ]
         return table, groups
 

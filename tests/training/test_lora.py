@@ -283,7 +283,17 @@ def test_impossible_adapters_are_refused(options, message):
 def test_optimizer_options_without_effect_are_refused(changes):
     (name,) = changes
     with pytest.raises(ConfigError, match=f"optimizer.{name} .*lora"):
-        prepare(CONFIG, make_sft_loss(CONFIG), replace(OPTIMIZER, **changes), 10, ALONE, ShardingRules(), ROWS, "cpu", LoraOptions())
+        prepare(
+            CONFIG,
+            make_sft_loss(CONFIG),
+            replace(OPTIMIZER, **changes),
+            10,
+            ALONE,
+            ShardingRules(),
+            ROWS,
+            "cpu",
+            LoraOptions(),
+        )
 
 
 def test_flops_of_adapters():
