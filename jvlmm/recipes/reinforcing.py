@@ -97,7 +97,7 @@ class GRPO:
     @property
     def tower_frozen(self) -> bool:
         """Whether visual features stay what they are."""
-        return TOWER <= set(self.optimizer.freeze)
+        return set(self.optimizer.freeze) >= TOWER
 
     def run(self, run: Run) -> dict[str, Any]:
         if process_count() > 1:

@@ -32,7 +32,7 @@ from jvlmm.training.lora import (
 )
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.placement import row_shards
-from jvlmm.training.preparation import prepare
+from jvlmm.training.preparation import prepare as prepare_training
 from jvlmm.training.sft import make_sft_loss
 from jvlmm.training.state import TrainState
 from jvlmm.video.clip import Patches
@@ -147,7 +147,7 @@ def test_new_adapters_change_nothing_and_are_the_same_in_both_layouts(params):
 def prepare(config, lora=EVERYWHERE, mesh=ALONE):
     rules = ShardingRules()
     config = replace(config, rules=rules) if mesh.size > 1 else config
-    return prepare(config, make_sft_loss(config), OPTIMIZER, 10, mesh, rules, ROWS, "cpu", lora, seed=7)
+    return prepare_training(config, make_sft_loss(config), OPTIMIZER, 10, mesh, rules, ROWS, "cpu", lora, seed=7)
 
 
 def train(params, config=CONFIG, steps=2, mesh=ALONE, checkpoints=None):
