@@ -54,7 +54,9 @@ class _Row:
 
 
 class Engine:
-    """Decodes completions of prompts with one model shape; compiled once for each bucket of prompt lengths.
+    """Decodes completions of prompts with one model shape.
+
+    Compiled for each bucket of prompt lengths, with 1, 2, 4, … and `options.rows` rows as its prompts need.
 
     What a sample draws depends on the seed, the prompt's id and the sample's number alone, but for the rounding of
     products, whatever else is decoded beside it.
@@ -91,7 +93,7 @@ class Engine:
     def _bucket(self, params, prompts, features, numbers, group, seed) -> Iterator[tuple[int, int, Rollout]]:
         """(prompt, sample, completion) as they end."""
         slots, column, waiting = None, 0, list(numbers)
-        rows: list[_Row | None] = [None] * min(self.options.rows, len(numbers))
+        rows: list[_Row | None] = [None] * min(self.options.rows, 1 << (len(numbers) - 1).bit_length())
         width = min(self.options.slots, group)
         while True:
             for index, row in enumerate(rows):
