@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvlmm.models.attention import attend
-from jvlmm.models.cache import GroupCache, GroupLayerCache, KVCache, LayerCache, Stores, cache_from_prompt
+from jvlmm.models.cache import GroupCache, GroupLayerCache, KVCache, LayerCache, Stores
 from jvlmm.models.config import ModelConfig, TextConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rotate
 from jvlmm.models.remat import block_input, rematerialise
