@@ -8,6 +8,7 @@ import numpy as np
 
 from jvlmm.data.batch import Batch, BatchOptions, collate
 from jvlmm.data.sequence import Sequence
+from jvlmm.errors import DataError
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.shared_prefix import SharedPrefix
 from jvlmm.models.vision_inputs import VisionInputs
@@ -109,7 +110,8 @@ def with_features(
 ) -> tuple[Batch, np.ndarray | None]:
     """The batch of prompts without their media, and all features [M, D] one after another, padded to a bucket.
 
-    `features` of each prompt, [m, D] in the order of its placeholders; None where no prompt has any.
+    `features` of each prompt, [m, D] in the order of its placeholders; None where no prompt has any. Raises DataError
+    when a prompt, or all of them, exceed the buckets.
     """
     bare = [replace(p, patches=(), visual_index=np.full_like(p.visual_index, -1)) for p in prompts]
     batch = collate(bare, options, config)
@@ -118,6 +120,11 @@ def with_features(
     merged = config.vision.spatial_merge_size**2
     total = sum(map(len, features))
     buckets = [size // merged for size in options.patch_buckets] or [1 << (total - 1).bit_length()]
+    if total > buckets[-1]:
+        raise DataError(
+            f"{total * merged} patches of {len(prompts)} prompts exceed the largest of batch.patch_buckets="
+            f"{options.patch_buckets}; add a larger bucket"
+        )
     joined = np.zeros((next(size for size in buckets if size >= total), features[0].shape[1]), features[0].dtype)
     joined[:total] = np.concatenate(features)
     visual_index = batch.visual_index.copy()

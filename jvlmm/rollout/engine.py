@@ -39,7 +39,9 @@ class RolloutOptions:
 
 
 class Engine:
-    """Decodes completions of prompts with one model shape; compiled once for each bucket of prompt lengths.
+    """Decodes completions of prompts with one model shape.
+
+    Compiled for each bucket of prompt lengths, with 1, 2, 4, … or `options.rows` rows as there are prompts.
 
     What a sample draws depends on the seed, the prompt's id and the sample's number alone, but for the rounding of
     products, whatever else is decoded beside it.
@@ -52,12 +54,16 @@ class Engine:
         sampling: SamplingOptions,
         options: RolloutOptions,
         batch: BatchOptions,
+        banned: Iterable[int] = (),
     ):
-        """`batch` gives the length buckets of prompts; the seed of `sampling` has no part here."""
+        """`batch` gives the length buckets of prompts, `banned` further tokens that are never drawn.
+
+        The seed of `sampling` has no part here.
+        """
         self.config, self.sampling, self.options, self.tokenizer = config, sampling, options, tokenizer
         self.seconds = {"prefill": 0.0, "decode_tokens": 0.0}  # spent so far
         self.batch = replace(batch, batch_size=1)
-        self.banned = jax.device_put(banned_tokens(config, tokenizer.length))
+        self.banned = jax.device_put(banned_tokens(config, tokenizer.length, banned))
 
     def sample(
         self, params: Any, prompts: Sized[Sequence], features: Sized[np.ndarray], group: int, seed: int
@@ -65,7 +71,8 @@ class Engine:
         """`group` completions of every prompt; `features` as `VisualFeatures.of` gives them; `seed` uint32."""
         done: list[dict[int, Rollout]] = [{} for _ in prompts]
         asked = (Asked(n, *of, samples=group) for n, of in enumerate(zip(prompts, features, strict=True)))
-        for number, sample, rollout in self.stream(params, asked, seed, min(len(prompts), self.options.rows)):
+        rows = min(1 << (len(prompts) - 1).bit_length(), self.options.rows)
+        for number, sample, rollout in self.stream(params, asked, seed, rows):
             done[number][sample] = rollout
         return [[of_prompt[sample] for sample in range(group)] for of_prompt in done]
 

@@ -3,4 +3,6 @@
 import sys
 from pathlib import Path
 
+from drawn_model import config, params, processor, tokenizer, without_eos  # noqa: F401
+
 sys.path.insert(0, str(Path(__file__).parent))

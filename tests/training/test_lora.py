@@ -20,6 +20,7 @@ from jvlmm.models.huggingface.save import write_json
 from jvlmm.models.qwen2_5_vl import abstract_params, stack_layers
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules
+from jvlmm.training import preparation
 from jvlmm.training.checkpoints import Checkpoints
 from jvlmm.training.flops import decoder_flops, update_flops, vision_flops
 from jvlmm.training.lora import (
@@ -32,7 +33,6 @@ from jvlmm.training.lora import (
 )
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.placement import row_shards
-from jvlmm.training.preparation import prepare as prepare_training
 from jvlmm.training.sft import make_sft_loss
 from jvlmm.training.state import TrainState
 from jvlmm.video.clip import Patches
@@ -147,7 +147,7 @@ def test_new_adapters_change_nothing_and_are_the_same_in_both_layouts(params):
 def prepare(config, lora=EVERYWHERE, mesh=ALONE):
     rules = ShardingRules()
     config = replace(config, rules=rules) if mesh.size > 1 else config
-    return prepare_training(config, make_sft_loss(config), OPTIMIZER, 10, mesh, rules, ROWS, "cpu", lora, seed=7)
+    return preparation.prepare(config, make_sft_loss(config), OPTIMIZER, 10, mesh, rules, ROWS, "cpu", lora, seed=7)
 
 
 def train(params, config=CONFIG, steps=2, mesh=ALONE, checkpoints=None):
@@ -283,7 +283,7 @@ def test_impossible_adapters_are_refused(options, message):
 def test_optimizer_options_without_effect_are_refused(changes):
     (name,) = changes
     with pytest.raises(ConfigError, match=f"optimizer.{name} .*lora"):
-        prepare(
+        preparation.prepare(
             CONFIG,
             make_sft_loss(CONFIG),
             replace(OPTIMIZER, **changes),
