@@ -91,41 +91,41 @@ class _Layout:
             shares.append(x)
         return shares
 
-    def joined(self, gradients: Sequence[Sequence[jax.Array | None]]) -> list[jax.Array | None]:
-        """The gradients of all parts as those of the weights."""
+    def joined(self, gradients: Sequence[jax.Array | None]) -> list[jax.Array | None]:
+        """The gradients of all parts, on a leading axis, as those of the weights."""
         return [
-            None if pieces[0] is None else self._join(pieces, cut)
-            for pieces, cut in zip(zip(*gradients, strict=True), self.cut, strict=True)
+            None if pieces is None else self._join(pieces, cut)
+            for pieces, cut in zip(gradients, self.cut, strict=True)
         ]
 
     def _part(self, x, cut, part):
         if cut is None or self.parts == 1:
             return x
         pieces = x.reshape(*x.shape[:cut], self.groups, self.parts, -1, *x.shape[cut + 1 :])
-        piece = jax.lax.index_in_dim(pieces, part, cut + 1, keepdims=False)
+        piece = jax.lax.dynamic_index_in_dim(pieces, part, cut + 1, keepdims=False)
         return piece.reshape(*x.shape[:cut], -1, *x.shape[cut + 1 :])
 
     def _join(self, pieces, cut):
         if cut is None:
-            return sum(pieces)
-        shape = pieces[0].shape
-        pieces = [x.reshape(*shape[:cut], self.groups, -1, *shape[cut + 1 :]) for x in pieces]
-        return jnp.stack(pieces, cut + 1).reshape(*shape[:cut], -1, *shape[cut + 1 :])
+            return pieces.sum(0)
+        _, *shape = pieces.shape
+        pieces = pieces.reshape(self.parts, *shape[:cut], self.groups, -1, *shape[cut + 1 :])
+        return jnp.moveaxis(pieces, 0, cut + 1).reshape(*shape[:cut], -1, *shape[cut + 1 :])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _added(update, layout, weights, tiles):
     """tiles [n, tokens, D] and their updates; `weights` is a list, of which those without a gradient cost none."""
-    sums = tiles
-    for part in range(layout.parts):
+
+    def one_part(part, sums):
         whole = layout.gathered(weights, part)
 
-        def one(index, sums, whole=whole):
+        def one(index, sums):
             return _put(sums, _take(sums, index) + update(whole, _take(tiles, index)), index)
 
-        sums = jax.lax.fori_loop(0, len(tiles), one, sums)
-        weights, sums = jax.lax.optimization_barrier((weights, sums))
-    return sums
+        return jax.lax.fori_loop(0, len(tiles), one, sums)
+
+    return jax.lax.fori_loop(0, layout.parts, one_part, tiles)
 
 
 def _added_forward(update, layout, weights, tiles):
@@ -136,13 +136,14 @@ def _added_forward(update, layout, weights, tiles):
 
 def _added_backward(update, layout, residuals, gradients):
     trained, frozen, tiles = residuals
-    weights, of_tiles, of_parts = _either(trained, frozen), gradients, []
-    for part in range(layout.parts):
+    weights = _either(trained, frozen)
+
+    def one_part(of_tiles, part):
         whole = layout.gathered(weights, part)
         still = [own if leaf is None else None for own, leaf in zip(whole, trained, strict=True)]
         moving = [None if leaf is None else own for own, leaf in zip(whole, trained, strict=True)]
 
-        def one(index, state, moving=moving, still=still):
+        def one(index, state):
             sums, of_tiles = state
             of_part = partial(_update_by, update, still)
             of_weights, of_tile = jax.vjp(of_part, moving, _take(tiles, index))[1](_take(gradients, index))
@@ -151,10 +152,9 @@ def _added_backward(update, layout, residuals, gradients):
 
         start = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), moving), of_tiles
         sums, of_tiles = jax.lax.fori_loop(0, len(tiles), one, start)
-        sums = jax.tree.map(lambda total: total.astype(layout.dtype), sums)
-        # The next part, and what comes earlier in the model, waits until this one's gradients take little memory.
-        weights, of_tiles, shares = jax.lax.optimization_barrier((weights, of_tiles, layout.scattered(sums)))
-        of_parts.append(shares)
+        return of_tiles, layout.scattered(jax.tree.map(lambda total: total.astype(layout.dtype), sums))
+
+    of_tiles, of_parts = jax.lax.scan(one_part, gradients, jnp.arange(layout.parts))
     of_weights = [
         None if x is None else x.astype(leaf.dtype) for x, leaf in zip(layout.joined(of_parts), trained, strict=True)
     ]
