@@ -94,8 +94,7 @@ class _Layout:
     def joined(self, gradients: Sequence[jax.Array | None]) -> list[jax.Array | None]:
         """The gradients of all parts, on a leading axis, as those of the weights."""
         return [
-            None if pieces is None else self._join(pieces, cut)
-            for pieces, cut in zip(gradients, self.cut, strict=True)
+            None if pieces is None else self._join(pieces, cut) for pieces, cut in zip(gradients, self.cut, strict=True)
         ]
 
     def _part(self, x, cut, part):
