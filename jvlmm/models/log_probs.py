@@ -73,7 +73,7 @@ def _tiled_forward(hidden, head, targets, mask, tile, gathered):
     """The normaliser of each token is updated word tile by word tile (online softmax, Milakov and Gimelshein 2018)."""
     split, joined = _tiling(targets.shape, tile)
     tiles = split(hidden), split(targets), split(mask)
-    words = _word_tiles(head)
+    words = word_tiles(head)
 
     def over_words(state, index):
         rows = _gather(words[:, index], gathered, hidden.dtype)
@@ -108,7 +108,7 @@ def _tiled_backward(tile, gathered, residuals, gradient):
     hidden, head, targets, mask, normaliser = residuals
     split, joined = _tiling(targets.shape, tile)
     tiles = split(hidden), split(targets), split(mask), split(normaliser), split(gradient)
-    words = _word_tiles(head)
+    words = word_tiles(head)
 
     def over_words(of_hidden, index):
         rows = _gather(words[:, index], gathered, hidden.dtype)
@@ -157,8 +157,8 @@ def _tiling(shape, tile):
     return split, joined
 
 
-def _word_tiles(head):
-    """[V / n, n, D]: tile i is every n-th word from i on, so that each device's share of the words is in all tiles."""
+def word_tiles(head: jax.Array) -> jax.Array:
+    """[V / n, n, D] of a head [V, D]: tile i is every n-th word from i on, so that each device's share is in all."""
     vocab = len(head)
     tiles = next(n for n in range(-(-vocab // WORDS), vocab + 1) if vocab % n == 0)
     return head.reshape(vocab // tiles, tiles, head.shape[1])

@@ -1,6 +1,7 @@
 """The reinforcement learning stage: questions with verifiable answers in, a policy that answers them better out."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -82,6 +83,11 @@ class GRPO:
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0:
             raise ConfigError("sampling.temperature=0: greedy rollouts are all alike; set a temperature, usually 1")
+        if self.sampling.seed:
+            raise ConfigError(
+                f"sampling.seed={self.sampling.seed} has no effect on rollouts, which follow the seed of the recipe; "
+                "set that one, and leave it at 0"
+            )
         parts = -(-self.prompts // self.update.rows)
         if parts % self.update.updates:
             raise ConfigError(
@@ -97,7 +103,7 @@ class GRPO:
     @property
     def tower_frozen(self) -> bool:
         """Whether visual features stay what they are."""
-        return set(self.optimizer.freeze) >= TOWER
+        return TOWER.issubset(self.optimizer.freeze)
 
     def run(self, run: Run) -> dict[str, Any]:
         if process_count() > 1:
@@ -141,7 +147,7 @@ class GRPO:
     ) -> tuple[TrainState, PolicyStep, PolicyData]:
         """The policy before its first step, and what a step does."""
         config, params = processor.config, load_params(folder, processor.config)
-        updates = self.steps * self.update.updates * self.update.epochs
+        updates = self.steps * self.update.per_step
         optimizer = make_optimizer(self.optimizer, updates, tuple(params))
         reference = jax.tree.map(lambda x: x.copy(), params) if self.objective.beta else None
         data = PolicyData(prompts, AdvantageEstimator(self.objective))
@@ -209,5 +215,11 @@ class RolloutList:
 
     def _drop_from(self, step: int) -> None:
         if self._path.is_file():
-            lines = [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            self._path.write_text("".join(line for line in lines if json.loads(line)["step"] < step))
+            lines = self._path.read_text(encoding="utf-8").split("\n")[
+                :-1
+            ]  # of a last line torn by a kill nothing stays
+            rewritten = self._path.with_suffix(".jsonl.tmp")
+            rewritten.write_text(
+                "".join(f"{line}\n" for line in lines if json.loads(line)["step"] < step), encoding="utf-8"
+            )
+            os.replace(rewritten, self._path)

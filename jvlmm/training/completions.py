@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jvlmm.data.batch import Batch
 from jvlmm.data.groups import GroupBatch
 from jvlmm.models.config import ModelConfig
-from jvlmm.models.qwen2_5_vl import encode_vision, forward, token_log_probs
+from jvlmm.models.log_probs import project, word_tiles
+from jvlmm.models.qwen2_5_vl import encode_vision, forward, output_head, token_log_probs
+from jvlmm.objectives.token_weights import group_divergence
 from jvlmm.training.sft import HEAD_TILE, next_token_targets
 
 
@@ -18,20 +20,61 @@ def group_log_probs(params: Any, config: ModelConfig, batch: GroupBatch, tile: i
     One forward pass over P + G·C places a prompt. The first token of a completion is predicted by the prompt's last.
     `tile` is the number of tokens whose logits exist at a time.
     """
+    return _log_probs(params, config, _before_completions(params, config, batch), batch, tile)
+
+
+def diverging_log_probs(
+    params: Any, config: ModelConfig, batch: GroupBatch, tile: int = HEAD_TILE
+) -> tuple[jax.Array, jax.Array]:
+    """`group_log_probs`, and float32 [B, C]: the `group_divergence` of the same pass, without gradient."""
+    before = _before_completions(params, config, batch)
+    log_probs = _log_probs(params, config, before, batch, tile)
+    known = jax.lax.stop_gradient((output_head(params), before, log_probs))
+    return log_probs, _divergence(*known, batch, tile)
+
+
+def _log_probs(params: Any, config: ModelConfig, before: jax.Array, batch: GroupBatch, tile: int) -> jax.Array:
+    targets = batch.tokens[:, batch.prefix.prompt :]
+    log_probs = token_log_probs(params, config, before, targets, tile, batch.completion_mask.reshape(targets.shape))
+    return log_probs.reshape(batch.completion_mask.shape)
+
+
+def _divergence(head: jax.Array, before: jax.Array, log_probs: jax.Array, batch: GroupBatch, tile: int) -> jax.Array:
+    """In tiles of places and of words: the normaliser of a token is its own logit less its log-probability."""
+    rows, group, places = log_probs.shape
+    own = jnp.take(head, batch.tokens[:, batch.prefix.prompt :], axis=0).astype(before.dtype)
+    normaliser = jnp.einsum("bld,bld->bl", before, own, preferred_element_type=jnp.float32).reshape(log_probs.shape)
+    normaliser -= log_probs
+    span = min(places, max(1, tile // (rows * group)))
+    tiles = -(-places // span)
+    words = word_tiles(head)
+
+    def split(x):
+        """[B, G, C, …] -> [tiles, B, G, span, …]."""
+        x = jnp.pad(x, [(0, tiles * span - places if axis == 2 else 0) for axis in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(rows, group, tiles, span, *x.shape[3:]), 2, 0)
+
+    def one(of_tile):
+        hidden, normaliser, mask = of_tile
+
+        def add(total, index):
+            of_words = project(hidden, words[:, index]) - normaliser[..., None]
+            return total + group_divergence(of_words, mask, len(head)), None
+
+        return jax.lax.scan(add, jnp.zeros((rows, span), jnp.float32), jnp.arange(words.shape[1]))[0]
+
+    arrays = before.reshape(*log_probs.shape, -1), normaliser, batch.completion_mask
+    divergence = jax.lax.map(one, tuple(map(split, arrays)))
+    return jnp.moveaxis(divergence, 0, 1).reshape(rows, -1)[:, :places]
+
+
+def _before_completions(params: Any, config: ModelConfig, batch: GroupBatch) -> jax.Array:
+    """[B, G·C, D]: the hidden state at the place before every token of the completions."""
     features = batch.features
     if batch.vision is not None:
         features = encode_vision(params, config, batch.vision)
     rows = batch.tokens, batch.positions, batch.segment_ids, batch.visual_index
     hidden = forward(params, config, *rows, features, batch.prefix)
-    before = _before_completions(hidden, batch)
-    mask = batch.completion_mask
-    targets = batch.tokens[:, batch.prefix.prompt :]
-    log_probs = token_log_probs(params, config, before, targets, tile, mask.reshape(targets.shape))
-    return log_probs.reshape(mask.shape)
-
-
-def _before_completions(hidden: jax.Array, batch: GroupBatch) -> jax.Array:
-    """[B, G·C, D]: of [B, L, D], the place before every token of the completions."""
     prefix = batch.prefix
     last = jnp.maximum(batch.prompt_lengths - 1, 0)[:, None, None]
     of_prompt = jnp.take_along_axis(hidden, last, axis=1)[:, None]

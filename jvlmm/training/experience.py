@@ -121,9 +121,9 @@ class Gatherer:
         sequences = [prompt.sequence for prompt in prompts]
         features, rollouts, texts = self._rollouts(params, sequences, self.options.size, seed)
         table = self._scored(prompts, rollouts, texts)
-        rewards = table.total.reshape(len(prompts), -1)
         if self.options.frame_order is not None:
-            rewards = rewards + self._order_bonus(params, prompts, table.accuracy.reshape(rewards.shape), seed)
+            table = self._with_order_bonus(params, prompts, table, seed)
+        rewards = table.total.reshape(len(prompts), -1)
         by_prompt = {name: part.reshape(rewards.shape) for name, part in table.parts.items()}
         groups = [
             Group(*of, {name: part[row] for name, part in by_prompt.items()})
@@ -150,17 +150,23 @@ class Gatherer:
         self._seconds["reward"] += time.perf_counter() - begun
         return table
 
-    def _order_bonus(self, params: Any, prompts: Sized[Prompt], accuracy: np.ndarray, seed: np.uint32) -> np.ndarray:
-        """float64 [B, G]: T-GRPO's part of the reward, from rollouts on shuffled frames; images are not asked again."""
-        order, bonus = self.options.frame_order, np.zeros(accuracy.shape)
+    def _with_order_bonus(
+        self, params: Any, prompts: Sized[Prompt], table: RewardTable, seed: np.uint32
+    ) -> RewardTable:
+        """With T-GRPO's part, `frame_order`, from rollouts on shuffled frames; images have none."""
+        order, accuracy = self.options.frame_order, table.accuracy.reshape(len(prompts), -1)
+        bonus, failures = np.full(accuracy.shape, np.nan), table.failures
         rows = [row for row, p in enumerate(prompts) if any(m.type == "video" for m in p.example.media)]
-        if not rows:
-            return bonus
-        videos = [replace(prompts[row], sequence=shuffled_frames(prompts[row].sequence, int(seed))) for row in rows]
-        _, rollouts, texts = self._rollouts(params, [p.sequence for p in videos], order.shuffled, seed ^ np.uint32(1))
-        shuffled = self._scored(videos, rollouts, texts).accuracy.reshape(len(rows), -1)
-        bonus[rows] = order.bonus(accuracy[rows], shuffled)
-        return bonus
+        if rows:
+            videos = [replace(prompts[row], sequence=shuffled_frames(prompts[row].sequence, int(seed))) for row in rows]
+            sequences = [video.sequence for video in videos]
+            _, rollouts, texts = self._rollouts(params, sequences, order.shuffled, seed ^ np.uint32(1))
+            shuffled = self._scored(videos, rollouts, texts)
+            bonus[rows] = order.bonus(accuracy[rows], shuffled.accuracy.reshape(len(rows), -1))
+            failures = RewardTable.joined([table, shuffled]).failures
+        bonus = bonus.ravel()
+        total, parts = table.total + np.nan_to_num(bonus), {**table.parts, "frame_order": bonus}
+        return replace(table, total=total, parts=parts, failures=failures)
 
 
 def rollout_metrics(groups: Sized[Group]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jvlmm.data.batch import BatchOptions
@@ -17,34 +18,53 @@ from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 from jvlmm.objectives.grpo import GRPOConfig, policy_loss
 from jvlmm.objectives.kl import rollout_kl
+from jvlmm.objectives.token_weights import token_weights
 from jvlmm.training.advantage_estimator import AdvantageEstimator
-from jvlmm.training.completions import group_log_probs
+from jvlmm.training.completions import diverging_log_probs, group_log_probs
 from jvlmm.training.experience import Draw, Experience, Gatherer, Group
 from jvlmm.training.sft import HEAD_TILE
 from jvlmm.training.state import TrainState
 from jvlmm.training.step import LossFn, TrainStep
 
-_PER_TOKEN = ("ratio_sum", "clipped_low", "clipped_high", "clipped_dual", "kl_sum", "sampler_gap_sum")
+_PER_TOKEN = (
+    "ratio_sum",
+    "clipped_low",
+    "clipped_high",
+    "clipped_dual",
+    "kl_sum",
+    "sampler_gap_sum",
+    "token_weight_sum",
+)
 
 
 def make_policy_loss(config: ModelConfig, objective: GRPOConfig, tile: int = HEAD_TILE) -> LossFn:
     """Loss function for `make_train_step`, of a GroupBatch: each prompt is read once for its group, its media once.
 
-    `tile` is the number of tokens whose logits exist at a time.
+    `tile` is the number of tokens whose logits exist at a time. With `objective.token_weight` the policy's own
+    distributions in this pass weigh the tokens.
     """
 
     def loss(params: Any, batch: GroupBatch) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        return policy_loss(
-            group_log_probs(params, config, batch, tile),
+        mask, advantages, further = batch.completion_mask, batch.advantages, {}
+        if objective.token_weight is None:
+            log_probs = group_log_probs(params, config, batch, tile)
+        else:
+            log_probs, divergence = diverging_log_probs(params, config, batch, tile)
+            weights = token_weights(divergence, mask, objective.token_weight)
+            advantages = advantages[..., None] * weights
+            further = {"token_weight_sum": jnp.sum(weights * mask * batch.rollout_mask[..., None])}
+        total, count, extras = policy_loss(
+            log_probs,
             batch.old_log_probs,
-            batch.advantages,
-            batch.completion_mask,
+            advantages,
+            mask,
             objective,
             reference_log_probs=batch.reference_log_probs,
             sampler_log_probs=batch.sampler_log_probs,
             prompt_weights=batch.prompt_weights,
             rollout_mask=batch.rollout_mask,
         )
+        return total, count, extras | further
 
     return loss
 
@@ -63,9 +83,14 @@ class UpdateOptions:
                 raise ConfigError(f"update.{name}={getattr(self, name)} must be at least 1")
 
     @property
+    def per_step(self) -> int:
+        """Updates of the optimiser on the rollouts of a step."""
+        return self.updates * self.epochs
+
+    @property
     def off_policy(self) -> bool:
         """Whether rollouts are learnt by a policy that is no longer the one that made them."""
-        return self.updates * self.epochs > 1
+        return self.per_step > 1
 
 
 @dataclass(frozen=True)
@@ -126,11 +151,12 @@ class PolicyStep:
         begun = time.perf_counter()
         batches = self._batches(experience, policy)
         totals: list[dict[str, float]] = []
+        state = state.replace(step=state.step * self.options.per_step)  # the schedule counts updates
         for _ in range(self.options.epochs):
             for part in _parts(batches, self.options.updates):
                 state, metrics = self.update(state, part)
                 totals.append({name: float(value) for name, value in jax.device_get(metrics).items()})
-        state = state.replace(step=state.step * 0 + number + 1)
+        state = state.replace(step=state.step // self.options.per_step)
         seconds = {"seconds/update": time.perf_counter() - begun}
         return state, experience.metrics | update_metrics(totals) | seconds
 
