@@ -1,17 +1,12 @@
 """The whole way on a small scale: drawn clips, a new model, SFT, evaluation, export; killed and resumed to the bit."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
 import pytest
+from recipe_processes import finish, kill_after, start
 
-import jvlmm
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
 from jvlmm.data.processor_files import checkpoint_timestamps
 from jvlmm.data.tokenizer import ChatTokenizer
@@ -79,24 +74,6 @@ def config(tmp_path_factory) -> Path:
     return path
 
 
-def start(config: Path, workdir: Path) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "",
-        "PYTHONPATH": str(Path(jvlmm.__file__).parents[1]),
-        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
-    }
-    program = "import sys; from jvlmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "run", str(config), "--workdir", str(workdir), "--json", "--debug"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen) -> dict:
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
-
-
 def losses(workdir: Path) -> dict[int, float]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return {record["step"]: record["loss"] for record in map(json.loads, lines) if record["stage"] == "sft"}
@@ -141,12 +118,6 @@ def test_the_export_is_an_ordinary_checkpoint(finished):
 
 def test_a_run_killed_three_times_repeats_every_loss_to_the_bit(config, finished, tmp_path):
     for step in KILL_AT:
-        process = start(config, tmp_path)
-        deadline = time.monotonic() + 300
-        while steps_logged(tmp_path) < step and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+        kill_after(start(config, tmp_path), step, lambda: steps_logged(tmp_path))
     finish(start(config, tmp_path))
     assert losses(tmp_path) == losses(finished[0])

@@ -1,0 +1,40 @@
+"""Recipes run by the command line in processes of their own, some of them killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jvlmm
+
+
+def start(config: Path, workdir: Path) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(Path(jvlmm.__file__).parents[1]),
+        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
+    }
+    program = "import sys; from jvlmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "run", str(config), "--workdir", str(workdir), "--json", "--debug"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> dict:
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def kill_after(process: subprocess.Popen, steps: int, logged: Callable[[], int]) -> None:
+    """SIGKILL as soon as `logged()` is as many steps."""
+    deadline = time.monotonic() + 300
+    while logged() < steps and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
