@@ -16,7 +16,8 @@ class Stage(Protocol):
     """A frozen dataclass of options with a unique `name`; `run` does the work and returns a JSON-ready result.
 
     With several processes it runs in the first, and the others wait for its result; in each, where the class says
-    `in_all_processes = True`.
+    `in_all_processes = True`. A method `check()`, where the class has one, raises ConfigError before any stage runs for
+    what of its options can be known to be of no use.
     """
 
     name: str

@@ -105,6 +105,10 @@ class GRPO:
         """Whether visual features stay what they are."""
         return TOWER.issubset(self.optimizer.freeze)
 
+    def check(self) -> None:
+        """Raises ConfigError for a file of rewards that does not compile or run."""
+        make_rewarder(self.rewards)
+
     def run(self, run: Run) -> dict[str, Any]:
         if process_count() > 1:
             raise ConfigError(f"stage {self.name!r} runs in one process; start the recipe with one")

@@ -33,6 +33,8 @@ def run_recipe(
     With several processes each runs this, on a directory they share; the first writes to it.
     """
     recipe = apply_overrides(load_recipe(config_path), list(overrides))
+    for stage in recipe.stages:
+        getattr(stage, "check", lambda: None)()
     folder = Path(workdir if workdir is not None else recipe.workdir).expanduser().resolve()
     agree_on_config(replace(recipe, workdir=""))
     from_first("directory", lambda: claim_directory(folder, replace(recipe, workdir="")))

@@ -37,20 +37,20 @@ def prompts(processor):
 
 
 @pytest.fixture(scope="module")
-def config(config):
+def model(config):
     """With a tower of one block."""
     return replace(config, vision=replace(config.vision, depth=1, fullatt_block_indexes=(0,)))
 
 
 @pytest.fixture(scope="module")
-def params(params):
+def weights(params):
     return {**params, "vision": {name: part for name, part in params["vision"].items() if name != "blocks_1"}}
 
 
 @pytest.fixture(scope="module")
-def without_eos(config):
+def endless(model):
     """Ends on nothing."""
-    return replace(config, tokens=replace(config.tokens, eos=(config.text.vocab_size - 1,)))
+    return replace(model, tokens=replace(model.tokens, eos=(model.text.vocab_size - 1,)))
 
 
 def draw_rollouts(number, seed=0, longest=20):
@@ -70,11 +70,11 @@ def learnable(batch, prompts, seed=0):
     return batch.replace(old_log_probs=noisy(), reference_log_probs=noisy())
 
 
-def separate_loss(config, batch, rows, objective):
+def separate_loss(model, batch, rows, objective):
     """The loss of `make_policy_loss`, with log-probs from a row for each completion."""
 
-    def loss(params):
-        log_probs, mask = row_log_probs(params, config, rows, tile=32)
+    def loss(weights):
+        log_probs, mask = row_log_probs(weights, model, rows, tile=32)
         count, places = batch.completion_mask.shape[1:]
         arranged = []
         for row, of_group in enumerate(np.asarray(batch.completion_mask)):
@@ -100,40 +100,40 @@ def separate_loss(config, batch, rows, objective):
     return loss
 
 
-def shared_loss(config, batch, objective):
-    def loss(params):
-        total, count, _ = make_policy_loss(config, objective, tile=32)(params, batch)
-        return total / count, group_log_probs(params, config, batch, tile=32)
+def shared_loss(model, batch, objective):
+    def loss(weights):
+        total, count, _ = make_policy_loss(model, objective, tile=32)(weights, batch)
+        return total / count, group_log_probs(weights, model, batch, tile=32)
 
     return loss
 
 
-def results(loss, params):
-    (value, log_probs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+def results(loss, weights):
+    (value, log_probs), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
     return float(value), np.asarray(log_probs), gradients
 
 
 @pytest.fixture(scope="module")
-def everything(params, config, prompts):
+def everything(weights, model, prompts):
     """(batch in groups, loss, log-probs and gradients of separate rows) of all kinds of prompts, the tower trained."""
     chosen = [prompts[name] for name in ("text", "both", "video")]
     rollouts = draw_rollouts(len(chosen))
-    batch = learnable(collate_groups(chosen, rollouts, BATCH, config), chosen)
+    batch = learnable(collate_groups(chosen, rollouts, BATCH, model), chosen)
     flat = [row for p, of in zip(chosen, rollouts, strict=True) for row in separate_rows(p, of)]
-    rows = collate(flat, ROWS, config)
+    rows = collate(flat, ROWS, model)
     assert len(rows.vision.pixels) == GROUP * len(batch.vision.pixels)
-    return batch, *results(separate_loss(config, batch, rows, PROFILES["grpo"]), params)
+    return batch, *results(separate_loss(model, batch, rows, PROFILES["grpo"]), weights)
 
 
 @pytest.mark.parametrize(
     ("scan", "remat"), [(False, "none"), (False, "minimal"), (True, "dots"), (True, "full"), (False, "offload")]
 )
-def test_every_gradient_is_that_of_separate_rows(params, config, everything, scan, remat):
+def test_every_gradient_is_that_of_separate_rows(weights, model, everything, scan, remat):
     batch, value, log_probs, gradients = everything
     if scan:
-        params, gradients = stack_layers(params), stack_layers(gradients)
-    config = replace(config, scan_layers=scan, remat=remat)
-    found, found_log_probs, found_gradients = results(shared_loss(config, batch, PROFILES["grpo"]), params)
+        weights, gradients = stack_layers(weights), stack_layers(gradients)
+    model = replace(model, scan_layers=scan, remat=remat)
+    found, found_log_probs, found_gradients = results(shared_loss(model, batch, PROFILES["grpo"]), weights)
     assert found == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose(found_log_probs, log_probs, atol=2e-5)
     assert set(found_gradients) == {"vision", "merger", "decoder"}
@@ -141,14 +141,14 @@ def test_every_gradient_is_that_of_separate_rows(params, config, everything, sca
 
 
 @pytest.mark.parametrize("names", [("text",), ("image", "image")], ids=" ".join)
-def test_prompts_of_one_kind(params, config, prompts, names):
+def test_prompts_of_one_kind(weights, model, prompts, names):
     chosen = [replace(prompts[name], id=f"{name}{k}") for k, name in enumerate(names)]
     rollouts = draw_rollouts(len(chosen), seed=1, longest=9)
-    batch = learnable(collate_groups(chosen, rollouts, BATCH, config), chosen, seed=1)
+    batch = learnable(collate_groups(chosen, rollouts, BATCH, model), chosen, seed=1)
     assert (batch.vision is None) == (names == ("text",))
-    rows = collate([row for p, of in zip(chosen, rollouts, strict=True) for row in separate_rows(p, of)], ROWS, config)
-    value, log_probs, gradients = results(separate_loss(config, batch, rows, PROFILES["gspo"]), params)
-    found, found_log_probs, found_gradients = results(shared_loss(config, batch, PROFILES["gspo"]), params)
+    rows = collate([row for p, of in zip(chosen, rollouts, strict=True) for row in separate_rows(p, of)], ROWS, model)
+    value, log_probs, gradients = results(separate_loss(model, batch, rows, PROFILES["gspo"]), weights)
+    found, found_log_probs, found_gradients = results(shared_loss(model, batch, PROFILES["gspo"]), weights)
     assert found == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose(found_log_probs, log_probs, atol=2e-5)
     if names == ("text",):
@@ -157,36 +157,36 @@ def test_prompts_of_one_kind(params, config, prompts, names):
     assert_gradients_equal(found_gradients, gradients, rtol=1e-5)
 
 
-def test_features_that_were_made_before_give_the_decoder_its_gradients(params, config, prompts, everything):
+def test_features_that_were_made_before_give_the_decoder_its_gradients(weights, model, prompts, everything):
     _, value, log_probs, gradients = everything
     chosen = [prompts[name] for name in ("text", "both", "video")]
-    features = VisualFeatures(config, BATCH).of(params, chosen)
-    batch = learnable(collate_groups(chosen, draw_rollouts(3), BATCH, config, features), chosen)
+    features = VisualFeatures(model, BATCH).of(weights, chosen)
+    batch = learnable(collate_groups(chosen, draw_rollouts(3), BATCH, model, features), chosen)
     assert batch.vision is None
-    found, found_log_probs, found_gradients = results(shared_loss(config, batch, PROFILES["grpo"]), params)
+    found, found_log_probs, found_gradients = results(shared_loss(model, batch, PROFILES["grpo"]), weights)
     assert found == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose(found_log_probs, log_probs, atol=2e-5)
     assert_gradients_equal(found_gradients["decoder"], gradients["decoder"], rtol=1e-5)
     assert not any(np.any(x) for x in jax.tree.leaves((found_gradients["vision"], found_gradients["merger"])))
 
 
-def test_scores_in_tiles_change_nothing(params, config, everything, monkeypatch):
+def test_scores_in_tiles_change_nothing(weights, model, everything, monkeypatch):
     """As with long prompts, whose scores do not exist all at one time."""
     monkeypatch.setattr("jvlmm.models.attention._DENSE_SCORES", 600)
     batch, value, _, gradients = everything
-    found, _, found_gradients = results(shared_loss(config, batch, PROFILES["grpo"]), params)
+    found, _, found_gradients = results(shared_loss(model, batch, PROFILES["grpo"]), weights)
     assert found == pytest.approx(value, rel=1e-5)
     assert_gradients_equal(found_gradients, gradients, rtol=1e-5)
 
 
-def test_sampler_and_trainer_agree_on_log_probabilities(params, without_eos, tokenizer, prompts):
+def test_sampler_and_trainer_agree_on_log_probabilities(weights, endless, tokenizer, prompts):
     """Decoding token by token over the shared cache, at a temperature, against one forward pass."""
     sampling = SamplingOptions(max_tokens=24, temperature=1.3, top_p=0.9)
-    engine = Engine(without_eos, tokenizer, sampling, RolloutOptions(rows=2, slots=2), BATCH)
+    engine = Engine(endless, tokenizer, sampling, RolloutOptions(rows=2, slots=2), BATCH)
     chosen = list(prompts.values())
-    features = VisualFeatures(without_eos, BATCH).of(params, chosen)
-    rollouts = engine.sample(params, chosen, features, GROUP, seed=3)
-    batch = collate_groups(chosen, rollouts, BATCH, without_eos)
+    features = VisualFeatures(endless, BATCH).of(weights, chosen)
+    rollouts = engine.sample(weights, chosen, features, GROUP, seed=3)
+    batch = collate_groups(chosen, rollouts, BATCH, endless)
     assert batch.completion_mask.sum() == len(chosen) * GROUP * 24
-    log_probs = jax.jit(group_log_probs, static_argnames="config")(params, config=without_eos, batch=batch)
+    log_probs = jax.jit(group_log_probs, static_argnames="config")(weights, config=endless, batch=batch)
     np.testing.assert_allclose(log_probs, batch.sampler_log_probs, atol=2e-5)

@@ -39,6 +39,7 @@ SAMPLING = SamplingOptions(max_tokens=6, temperature=1.0)
 ON_POLICY = GRPOConfig()
 WITH_KL = PROFILES["grpo"]
 THREE = GroupOptions(size=3)
+TOWER = ("vision", "merger")
 QUESTIONS = (
     Example("video", "What moves?", "A", "mcq", (Media("video", "1.mp4"),), options=("red", "blue"), question_type="v"),
     Example("text", "What is red?", "A", "mcq", options=("it", "not"), question_type="t"),
@@ -79,26 +80,39 @@ def rewards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def model(config):
+    """With one block in the tower and one layer in the decoder."""
+    vision = replace(config.vision, depth=1, fullatt_block_indexes=(0,))
+    return replace(config, vision=vision, text=replace(config.text, num_layers=1))
+
+
+@pytest.fixture(scope="module")
+def weights(params):
+    second = ("blocks_1", "layers_1")
+    return {name: {k: v for k, v in part.items() if k not in second} for name, part in params.items()}
+
+
+@pytest.fixture(scope="module")
 def prompts(processor):
     return [Prompt(example, processor.prompt(example)) for example in QUESTIONS]
 
 
 @pytest.fixture(scope="module")
-def make(params, config, tokenizer, rewards):
+def make(weights, model, tokenizer, rewards):
     """Makes (state, step) with a rate large enough to see; `step.recorded` are the groups of each step."""
     programs = {}
 
-    def make(objective=ON_POLICY, reward="vowels", group=THREE, freeze=(), more=None, **options):
+    def make(objective=ON_POLICY, reward="vowels", group=THREE, freeze=TOWER, more=None, **options):
         options = UpdateOptions(**{"rows": 4, **options})
-        optimizer = make_optimizer(OptimizerOptions(1e-3, schedule="constant", freeze=freeze), 10, tuple(params))
+        optimizer = make_optimizer(OptimizerOptions(1e-3, schedule="constant", freeze=freeze), 10, tuple(weights))
         if (objective, freeze) not in programs:
-            programs[objective, freeze] = make_train_step(make_policy_loss(config, objective), optimizer)
+            programs[objective, freeze] = make_train_step(make_policy_loss(model, objective), optimizer)
         batch = replace(BATCH, batch_size=options.rows)
-        features = VisualFeatures(config, batch, 1 << 20 if freeze else 0)
-        engine = Engine(config, tokenizer, SAMPLING, RolloutOptions(rows=4, slots=4), BATCH)
+        features = VisualFeatures(model, batch, 1 << 20 if freeze else 0)
+        engine = Engine(model, tokenizer, SAMPLING, RolloutOptions(rows=4, slots=4), BATCH)
         recorded = []
         step = PolicyStep(
-            config=config,
+            config=model,
             objective=objective,
             update=programs[objective, freeze],
             options=options,
@@ -107,12 +121,12 @@ def make(params, config, tokenizer, rewards):
             estimator=AdvantageEstimator(objective),
             more=more or (lambda: pytest.fail("no further prompts are wanted")),
             seed=0,
-            reference=jax.tree.map(jnp.array, params) if objective.beta else None,
+            reference=jax.tree.map(jnp.array, weights) if objective.beta else None,
             tower_trained=not freeze,
             record=lambda number, groups: recorded.append((number, groups)),
         )
         step.recorded = recorded
-        return create_state(params, optimizer), step
+        return create_state(weights, optimizer), step
 
     return make
 
@@ -129,26 +143,28 @@ def apart(left, right):
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"rows": 2, "updates": 2, "epochs": 2}], ids=["once", "four updates"])
-def test_without_rewards_parameters_do_not_move(make, params, prompts, options):
+@pytest.mark.parametrize(
+    "options", [{"freeze": ()}, {"rows": 2, "updates": 2, "epochs": 2}], ids=["once", "four updates"]
+)
+def test_without_rewards_parameters_do_not_move(make, weights, prompts, options):
     state, step = make(reward="nothing", **options)
     for number in (1, 2):
         state, metrics = step(state, [prompts])
         assert int(state.step) == number
-    assert identical(state.params, params)
+    assert identical(state.params, weights)
     assert metrics["equal_groups"] == 1 and metrics["reward"] == 0 and metrics["grad_norm"] == 0
 
 
 @pytest.fixture(scope="module")
 def whole(make, prompts):
-    state, step = make()
+    state, step = make(freeze=())
     state, metrics = step(state, [prompts])
     return state, metrics, step.recorded
 
 
-def test_a_step_moves_every_module_and_reports_itself(whole, params, prompts):
+def test_a_step_moves_every_module_and_reports_itself(whole, weights, prompts):
     state, metrics, recorded = whole
-    assert all(apart(state.params[name], params[name]) > 1e-5 for name in params)
+    assert all(apart(state.params[name], weights[name]) > 1e-5 for name in weights)
     assert metrics["sampler_gap"] < 1e-5 and abs(metrics["ratio"] - 1) < 1e-5
     assert metrics["clipped_low"] == metrics["clipped_high"] == 0 and "kl" not in metrics
     assert metrics["equal_groups"] == 0 and metrics["reward_std"] > 0 and metrics["entropy"] > 1
@@ -170,7 +186,7 @@ def test_a_step_moves_every_module_and_reports_itself(whole, params, prompts):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_microbatches_learn_what_the_whole_batch_learns(make, prompts, whole, rows):
     """Of prompts, whose last part may come short; the groups stay whole."""
-    state, step = make(rows=rows)
+    state, step = make(rows=rows, freeze=())
     state, metrics = step(state, [prompts])
     expected, figures, _ = whole
     assert metrics["loss"] == pytest.approx(figures["loss"], abs=1e-6)
@@ -180,18 +196,18 @@ def test_microbatches_learn_what_the_whole_batch_learns(make, prompts, whole, ro
         np.testing.assert_allclose(a, b, atol=1e-4 * max(1e-9, float(np.abs(b).max())))
 
 
-def test_frozen_features_are_kept_and_the_tower_stays(make, prompts, params):
-    state, step = make(freeze=("vision", "merger"))
+def test_frozen_features_are_kept_and_the_tower_stays(make, prompts, weights):
+    state, step = make()
     for _ in range(2):
         state, metrics = step(state, [prompts])
-    assert identical([state.params[n] for n in ("vision", "merger")], [params[n] for n in ("vision", "merger")])
-    assert apart(state.params["decoder"], params["decoder"]) > 1e-5
+    assert identical([state.params[n] for n in ("vision", "merger")], [weights[n] for n in ("vision", "merger")])
+    assert apart(state.params["decoder"], weights["decoder"]) > 1e-5
     features = step.gatherer.features
     assert features.encoded == 1 and features.asked == 4 and metrics["sampler_gap"] < 1e-5
 
 
 def test_a_tower_that_is_trained_is_asked_again_in_every_step(make, prompts):
-    state, step = make()
+    state, step = make(freeze=())
     for _ in range(2):
         state, metrics = step(state, [prompts])
     assert step.gatherer.features.encoded == 2 and metrics["sampler_gap"] < 1e-5
@@ -205,12 +221,12 @@ def test_the_reference_is_where_the_policy_began(make, prompts):
     assert second["kl"] > 1e-4
 
 
-def test_a_penalty_in_the_reward_is_an_advantage(make, prompts, params):
+def test_a_penalty_in_the_reward_is_an_advantage(make, prompts, weights):
     """With equal rewards the first step has no gradient, and later ones pull back."""
     state, step = make(replace(WITH_KL, kl_place="reward"), reward="nothing")
     state, first = step(state, [prompts])
-    assert first["kl"] == 0 and identical(state.params, params)
-    moved = jax.tree.map(lambda x: x * 1.01, params)
+    assert first["kl"] == 0 and identical(state.params, weights)
+    moved = jax.tree.map(lambda x: x * 1.01, weights)
     state, second = step(state.replace(params=moved), [prompts])
     assert second["kl"] > 0 and second["grad_norm"] > 0 and second["equal_groups"] == 1
 
@@ -226,11 +242,11 @@ def test_several_updates_learn_from_what_the_old_policy_drew(make, prompts):
     assert metrics["sampler_gap"] < 1e-5, "the old policy is the one that sampled"
 
 
-def test_the_schedule_counts_updates(make, params, config, prompts):
+def test_the_schedule_counts_updates(make, weights, model, prompts):
     state, step = make(rows=2, updates=2)
-    optimizer = make_optimizer(OptimizerOptions(1e-3, schedule="linear"), 6, tuple(params))
-    step.update = make_train_step(make_policy_loss(config, ON_POLICY), optimizer)
-    state = create_state(params, optimizer)
+    optimizer = make_optimizer(OptimizerOptions(1e-3, schedule="linear", freeze=TOWER), 6, tuple(weights))
+    step.update = make_train_step(make_policy_loss(model, ON_POLICY), optimizer)
+    state = create_state(weights, optimizer)
     rates = []
     for _ in range(3):
         state, metrics = step(state, [prompts])
@@ -269,23 +285,23 @@ def test_groups_remain_when_the_rounds_have_passed(make, prompts):
     assert [group.prompt for group in experience.groups] == prompts and len(experience.drawn) == 8
 
 
-def test_truncated_rollouts_are_not_learnt(make, prompts, params):
+def test_truncated_rollouts_are_not_learnt(make, prompts, weights):
     """Where all are, nothing is."""
     state, step = make(group=GroupOptions(size=3, skip_truncated=True))
-    experience = step.gatherer.gather(params, prompts, step.more, 7)
+    experience = step.gatherer.gather(weights, prompts, step.more, 7)
     batch = step._collated(experience.groups)
     np.testing.assert_array_equal(batch.rollout_mask, [[r.finished for r in g.rollouts] for g in experience.groups])
     cut = tuple(replace(g, rollouts=tuple(replace(r, finished=False) for r in g.rollouts)) for g in experience.groups)
     step.gatherer.gather = lambda *_: replace(experience, groups=cut, drawn=cut)
     state, metrics = step(state, [prompts])
-    assert metrics["tokens"] == 0 and metrics["loss"] == 0 and identical(state.params, params)
+    assert metrics["tokens"] == 0 and metrics["loss"] == 0 and identical(state.params, weights)
 
 
-def test_a_bonus_for_the_order_of_frames_is_a_part_of_its_own(make, prompts, params):
+def test_a_bonus_for_the_order_of_frames_is_a_part_of_its_own(make, prompts, weights):
     """All are correct with and without order, which Video-R1 rewards; texts have no part."""
     group = GroupOptions(size=3, frame_order=FrameOrder(shuffled=2, ratio=1.0, weight=0.25))
     state, step = make(reward="accuracy", group=group)
-    experience = step.gatherer.gather(params, prompts, step.more, 0)
+    experience = step.gatherer.gather(weights, prompts, step.more, 0)
     for row, of_group in enumerate(experience.groups):
         is_video = row in (0, 2)
         np.testing.assert_array_equal(of_group.parts["frame_order"], [0.25 if is_video else np.nan] * 3)
@@ -322,12 +338,12 @@ def test_rewards_that_fail_are_counted_and_named(make, prompts):
 
 
 def test_the_same_step_of_the_same_seed_is_the_same_to_the_bit(make, prompts, whole):
-    state, step = make()
+    state, step = make(freeze=())
     state, metrics = step(state, [prompts])
     assert identical(state, whole[0])
     same = {name: value for name, value in metrics.items() if not name.startswith("seconds/")}
     assert same.items() <= whole[1].items()
-    later = make()
+    later = make(freeze=())
     drawn = [group.texts for group in step.recorded[0][1]]
     state = later[0].replace(step=later[0].step + 1)
     later[1](state, [prompts])
@@ -335,35 +351,37 @@ def test_the_same_step_of_the_same_seed_is_the_same_to_the_bit(make, prompts, wh
 
 
 @pytest.mark.parametrize("words", [2**15, 100], ids=["all words", "tiles of words"])
-def test_weights_of_tokens_are_those_of_whole_distributions(params, config, prompts, monkeypatch, words):
+def test_weights_of_tokens_are_those_of_whole_distributions(weights, model, prompts, monkeypatch, words):
     """TW-GRPO: loss and gradients, though the logits exist tile by tile."""
     monkeypatch.setattr(vocabulary, "WORDS", words)
     objective = PROFILES["tw_grpo"]
     rng = np.random.default_rng(0)
     lengths = (3, 16, 9)
     rollouts = [[Rollout(rng.integers(0, 300, n), np.zeros(n), np.zeros(n), True) for n in lengths]] * 2
-    batch = collate_groups([p.sequence for p in prompts[:2]], rollouts, BATCH, config)
+    batch = collate_groups([p.sequence for p in prompts[:2]], rollouts, BATCH, model)
     batch.advantages[:2] = rng.normal(size=(2, 3))
     batch = batch.replace(old_log_probs=rng.normal(-6, 0.3, batch.completion_mask.shape).astype(np.float32))
 
-    def ours(params):
-        total, count, extras = make_policy_loss(config, objective, tile=16)(params, batch)
+    def ours(weights):
+        total, count, extras = make_policy_loss(model, objective, tile=16)(weights, batch)
         return total / count, extras
 
-    def by_hand(params):
-        before = completions._before_completions(params, config, batch)
-        every = jax.nn.log_softmax(logits(params, config, before)).reshape(*batch.completion_mask.shape, -1)
-        divergence = group_divergence(every, batch.completion_mask, config.text.vocab_size)
-        weights = token_weights(divergence, batch.completion_mask, objective.token_weight)
-        weighted = batch.replace(advantages=batch.advantages[..., None] * weights)
-        total, count, _ = make_policy_loss(config, replace(objective, token_weight=None))(params, weighted)
-        return total / count, weights
+    def by_hand(weights):
+        before = completions._before_completions(weights, model, batch)
+        every = jax.nn.log_softmax(logits(weights, model, before)).reshape(*batch.completion_mask.shape, -1)
+        divergence = group_divergence(every, batch.completion_mask, model.text.vocab_size)
+        of_tokens = token_weights(divergence, batch.completion_mask, objective.token_weight)
+        weighted = batch.replace(advantages=batch.advantages[..., None] * of_tokens)
+        total, count, _ = make_policy_loss(model, replace(objective, token_weight=None))(weights, weighted)
+        return total / count, of_tokens
 
-    (found, extras), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
-    (expected, weights), expected_gradients = jax.jit(jax.value_and_grad(by_hand, has_aux=True))(params)
-    assert float(weights.max()) == pytest.approx(1.7, rel=1e-3) and float(weights[:2].std()) > 0.05
+    (found, extras), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True))(weights)
+    (expected, of_tokens), expected_gradients = jax.jit(jax.value_and_grad(by_hand, has_aux=True))(weights)
+    assert float(of_tokens.max()) == pytest.approx(1.7, rel=1e-3) and float(of_tokens[:2].std()) > 0.05
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
-    assert float(extras["token_weight_sum"]) == pytest.approx(float((weights * batch.completion_mask).sum()), rel=1e-5)
+    assert float(extras["token_weight_sum"]) == pytest.approx(
+        float((of_tokens * batch.completion_mask).sum()), rel=1e-5
+    )
     assert_gradients_equal(gradients, expected_gradients, rtol=2e-5)
 
 
