@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -67,13 +67,14 @@ class Engine:
         sampling: SamplingOptions,
         options: RolloutOptions,
         batch: BatchOptions,
+        banned: Iterable[int] = (),
     ):
-        """`batch` gives the length buckets of prompts."""
+        """`batch` gives the length buckets of prompts; `banned` are further tokens that are never drawn."""
         self.config, self.sampling, self.options, self.tokenizer = config, sampling, options, tokenizer
         self.seconds = {"prefill": 0.0, "decode_tokens": 0.0}  # spent so far
         self._batch = replace(batch, batch_size=1)
         self._static = traced_options(sampling)
-        self._banned = jax.device_put(banned_tokens(config, tokenizer.length))
+        self._banned = jax.device_put(banned_tokens(config, tokenizer.length, banned))
 
     def sample(
         self, params: Any, prompts: Sized[Sequence], features: Sized[np.ndarray], group: int, seed: int
