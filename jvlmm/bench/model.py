@@ -1,21 +1,25 @@
 """`jvlmm bench model`: the same weights and the same batch on two implementations, round by round in one run."""
 
 import importlib.util
-import json
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from jvlmm.bench.hardware import describe
 from jvlmm.bench.process import BenchError, WorkerProcess
-from jvlmm.bench.worker import MEASURES
+from jvlmm.bench.rounds import check_preset, in_rounds, measure, peak_alone, write_model
 from jvlmm.bench.workload import Workload, make_arrays
 from jvlmm.models.presets import PRESETS
 from jvlmm.sharding.accelerators import accelerator_of
 
 SIDES = ("jvlmm", "transformers")
+MEASURES = (
+    "tower",  # patches to visual features
+    "prefill",  # tower, decoder, cache, and the first new token of every row
+    "decode",  # the other new tokens, from the cache that `prefill` left, which may be used up; returns all new tokens
+    "train",  # forward and backward pass and an AdamW update; returns the loss before it
+)
 _LOSS_TOLERANCE = 1e-3  # relative; losses of the first step with the same weights
 
 
@@ -34,15 +38,14 @@ def run(
     Returns {"bench", "hardware", "command", "sizes", "measures": [{"name", "value", "unit"}]}.
     Raises BenchError where PyTorch is missing, a side fails, or the sides do not compute the same.
     """
-    if preset not in PRESETS:
-        raise BenchError(f"--preset {preset!r} is not known; choose one of {', '.join(PRESETS)}")
+    check_preset(preset)
     if importlib.util.find_spec("torch") is None:
         raise BenchError("--against transformers needs PyTorch, which is not installed: pip install torch")
     workload = workload or Workload()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_inputs(folder, preset, workload)
-        peaks = {side: _training_peak(side, folder, threads) for side in SIDES}
+        peaks = {side: peak_alone(side, folder, threads, "train", times=2) for side in SIDES}
         seconds, facts = _measure_speed(folder, threads, rounds)
     own = facts["jvlmm"]
     return {
@@ -58,21 +61,9 @@ def run(
 
 def write_inputs(folder: Path, preset: str, workload: Workload) -> None:
     """Random weights as a float32 checkpoint, the batch and its sizes, for both sides to read."""
-    import jax
-
-    from jvlmm.models.huggingface import save_checkpoint
-    from jvlmm.models.qwen2_5_vl import init_params
-
-    config = PRESETS[preset]
-    save_checkpoint(folder, init_params(config, jax.random.key(0)), config, dtype="float32")
-    make_arrays(workload, config).save(folder)
-    (folder / "workload.json").write_text(json.dumps(asdict(workload)))
-
-
-def _training_peak(side: str, folder: Path, threads: int) -> int:
-    """Bytes at the peak of train steps, in a process that has done nothing else."""
-    with WorkerProcess(side, folder, threads) as worker:
-        return worker.ask("memory")["bytes"]
+    write_model(folder, preset)
+    make_arrays(workload, PRESETS[preset]).save(folder)
+    workload.save(folder)
 
 
 def _measure_speed(folder, threads, rounds):
@@ -82,11 +73,7 @@ def _measure_speed(folder, threads, rounds):
         _check_equal(
             {side: {name: worker.ask(name)["result"] for name in MEASURES} for side, worker in workers.items()}
         )
-        seconds = {side: {name: [] for name in MEASURES} for side in SIDES}
-        for name in MEASURES:
-            for _ in range(rounds):
-                for side, worker in workers.items():
-                    seconds[side][name].append(worker.ask(name)["seconds"])
+        seconds = in_rounds(workers, [[(side, name) for side in SIDES] for name in MEASURES], rounds)
         return seconds, {side: worker.ask("facts") for side, worker in workers.items()}
 
 
@@ -103,12 +90,12 @@ def _ratios(seconds, peaks):
     own, other = (seconds[side] for side in SIDES)
     ratios = [(f"{name}_ratio", median(other[name]) / median(own[name])) for name in MEASURES]
     ratios.append(("train_memory_ratio", peaks[SIDES[0]] / peaks[SIDES[1]]))
-    return [_measure(name, value, "ratio") for name, value in ratios]
+    return [measure(name, value, "ratio") for name, value in ratios]
 
 
 def _raw(seconds, peaks):
-    made = [_measure(f"{side}_{name}", median(times), "s") for side in SIDES for name, times in seconds[side].items()]
-    return made + [_measure(f"{side}_train_memory", peaks[side], "bytes") for side in SIDES]
+    made = [measure(f"{side}_{name}", median(times), "s") for side in SIDES for name, times in seconds[side].items()]
+    return made + [measure(f"{side}_train_memory", peaks[side], "bytes") for side in SIDES]
 
 
 def _shares(facts, seconds, workload):
@@ -118,10 +105,6 @@ def _shares(facts, seconds, workload):
         return []
     per_token = median(seconds["decode"]) / (workload.new_tokens - 1)
     return [
-        _measure("train_mfu", facts["train_flops"] / median(seconds["train"]) / peak.bfloat16_flops, "share"),
-        _measure("decode_bandwidth", facts["decode_bytes"] / per_token / peak.memory_bytes_per_second, "share"),
+        measure("train_mfu", facts["train_flops"] / median(seconds["train"]) / peak.bfloat16_flops, "share"),
+        measure("decode_bandwidth", facts["decode_bytes"] / per_token / peak.memory_bytes_per_second, "share"),
     ]
-
-
-def _measure(name, value, unit):
-    return {"name": name, "value": round(value, 4), "unit": unit}

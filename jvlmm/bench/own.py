@@ -23,9 +23,10 @@ from jvlmm.video.clip import Patches
 
 
 class Own:
-    """The model in this process; see `worker.Side`."""
+    """The model in this process; see `worker.Side`, and `model.MEASURES` for what its methods do."""
 
-    def __init__(self, folder: Path, workload: Workload):
+    def __init__(self, folder: Path):
+        workload = Workload.load(folder)
         self.config = for_training(load_config(folder), jax.default_backend())
         self.batch = make_batch(Arrays.load(folder), self.config)
         self.sampling = SamplingOptions(max_tokens=workload.new_tokens)
@@ -72,13 +73,19 @@ class Own:
 
 def make_batch(arrays: Arrays, config: ModelConfig) -> Batch:
     """The batch as the loader collates it, padded to its longest row."""
-    grid = tuple(int(n) for n in arrays.grid)
-    sequences = []
+    rows, length = arrays.tokens.shape
+    return collate(sequences(arrays, config), BatchOptions(rows, length_buckets=(length,), fold=True), config)
+
+
+def sequences(arrays: Arrays, config: ModelConfig) -> list[Sequence]:
+    """The rows as the processor hands them on."""
+    made = []
     for row, length in enumerate(arrays.lengths):
         tokens = arrays.tokens[row, :length]
         is_video = tokens == config.tokens.video
+        grid = tuple(int(n) for n in arrays.grid)
         patches = Patches(arrays.pixels[row], grid, 1.0, np.zeros(0), np.zeros(0, np.int64))
-        sequences.append(
+        made.append(
             Sequence(
                 id=str(row),
                 tokens=tokens,
@@ -89,5 +96,4 @@ def make_batch(arrays: Arrays, config: ModelConfig) -> Batch:
                 next_position=int(arrays.positions[row].max()) + 1,
             )
         )
-    options = BatchOptions(batch_size=len(sequences), length_buckets=(arrays.tokens.shape[1],), fold=True)
-    return collate(sequences, options, config)
+    return made

@@ -34,10 +34,10 @@ class WorkerProcess:
                 env=environment,
             )
 
-    def ask(self, what: str) -> dict[str, Any]:
+    def ask(self, what: str, **details: Any) -> dict[str, Any]:
         """The answer to one request; BenchError with the last line of the worker's log where it died."""
         try:
-            print(json.dumps({"do": what}), file=self._process.stdin, flush=True)
+            print(json.dumps({"do": what, **details}), file=self._process.stdin, flush=True)
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""

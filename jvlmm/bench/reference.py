@@ -15,7 +15,8 @@ class Reference:
     Position ids are given, where transformers would compute them in every call; optimiser updates are fused.
     """
 
-    def __init__(self, folder: Path, workload: Workload):
+    def __init__(self, folder: Path):
+        workload = Workload.load(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)

@@ -11,69 +11,64 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jvlmm.bench.memory import peak_bytes, reset_peak
-from jvlmm.bench.workload import Workload
 from jvlmm.training.host_memory import keep_freed_memory
 
-MEASURES = ("tower", "prefill", "decode", "train")
+BEFORE = {"decode": "prefill"}  # what has to be done before a measure, and is not counted
 
 
 class Side(Protocol):
-    """A model with its batch. Every method does its work once and returns when it is done."""
+    """A model with its inputs, opened in the folder that holds them.
 
-    def tower(self) -> None:
-        """Patches to visual features."""
-
-    def prefill(self) -> None:
-        """Tower, decoder, cache, and the first new token of every row."""
-
-    def decode(self) -> list[int]:
-        """The other new tokens, from the cache that `prefill` left, which may be used up. Returns all new tokens."""
-
-    def train(self) -> float:
-        """Forward and backward pass and an AdamW update; returns the loss before it."""
+    Each measure is a method of its name, which does the work once, returns when it is done, and may return what the
+    other side must return too, ready for JSON.
+    """
 
     def facts(self) -> dict[str, Any]:
         """The platform, and what only this side can count."""
 
 
-def open_side(name: str, folder: Path, workload: Workload) -> Side:
-    """Import one framework, never both: each brings threads and memory of its own."""
-    if name == "jvlmm":
-        from jvlmm.bench.own import Own
-
-        return Own(folder, workload)
-    from jvlmm.bench.reference import Reference
-
-    return Reference(folder, workload)
+def open_side(name: str, folder: Path) -> Side:
+    """Import what this side needs and no more: each framework brings threads and memory of its own."""
+    match name:
+        case "jvlmm":
+            from jvlmm.bench.own import Own as Chosen
+        case "transformers":
+            from jvlmm.bench.reference import Reference as Chosen
+        case "shared":
+            from jvlmm.bench.layouts import Shared as Chosen
+        case "naive":
+            from jvlmm.bench.layouts import Naive as Chosen
+    return Chosen(folder)
 
 
 def timed(side: Side, measure: str) -> tuple[float, Any]:
     """(seconds, result) of one measure."""
-    if measure == "decode":
-        side.prefill()
+    if measure in BEFORE:
+        getattr(side, BEFORE[measure])()
     begin = time.perf_counter()
     result = getattr(side, measure)()
     return time.perf_counter() - begin, result
 
 
-def training_peak(side: Side, steps: int = 2) -> int:
-    """Bytes of memory at the peak of train steps after the first ones."""
-    for _ in range(steps):
-        side.train()
+def peak_of(side: Side, measure: str, times: int) -> int:
+    """Bytes of memory at the peak of a measure, taken so many times after as many that do not count."""
+    for _ in range(times):
+        getattr(side, measure)()
     reset_peak()
-    for _ in range(steps):
-        side.train()
+    for _ in range(times):
+        getattr(side, measure)()
     return peak_bytes()
 
 
 def serve(side: Side, requests, answer) -> None:
-    """Answer requests until they end: {"do": "facts" | "memory" | a measure}."""
+    """Answer requests until they end: {"do": "facts" | a measure} or {"do": "memory", "of": a measure, "times": n}."""
     for line in requests:
-        what = json.loads(line)["do"]
+        request = json.loads(line)
+        what = request["do"]
         if what == "facts":
             answer(side.facts())
         elif what == "memory":
-            answer({"bytes": training_peak(side)})
+            answer({"bytes": peak_of(side, request["of"], request["times"])})
         else:
             seconds, result = timed(side, what)
             answer({"seconds": seconds, "result": result})
@@ -89,8 +84,7 @@ def main() -> None:
     def answer(value: dict[str, Any]) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
-    workload = Workload(**json.loads((folder / "workload.json").read_text()))
-    serve(open_side(name, folder, workload), sys.stdin, answer)
+    serve(open_side(name, folder), sys.stdin, answer)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The batch both sides are measured on, as plain NumPy arrays: neither side's framework is imported here."""
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from jvlmm.data.positions import mrope_positions
 from jvlmm.models.config import ModelConfig
 
-ARRAYS = "batch.npz"
+ARRAYS, SIZES = "batch.npz", "workload.json"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,13 @@ class Workload:
     text_tokens: tuple[int, ...] = (96, 72)  # of each row, the clip apart
     answer_tokens: int = 48  # the last of them, which carry loss
     new_tokens: int = 64  # decoded from the cache
+
+    def save(self, folder: Path) -> None:
+        (folder / SIZES).write_text(json.dumps(asdict(self)))
+
+    @staticmethod
+    def load(folder: Path) -> "Workload":
+        return Workload(**json.loads((folder / SIZES).read_text()))
 
     def grid(self, config: ModelConfig) -> tuple[int, int, int]:
         """(t, h, w) of a clip in patches."""

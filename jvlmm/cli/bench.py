@@ -20,6 +20,32 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--against", choices=["transformers"], default="transformers", help="the other implementation")
     parser.add_argument("--threads", type=int, default=2, help="processor cores of each side (default: 2)")
     parser.add_argument("--rounds", type=int, default=7, help="times each measure is taken (default: 7)")
+    add_grpo(group)
+
+
+def add_grpo(group: Any) -> None:
+    parser = add_verb(
+        group,
+        "grpo",
+        bench_grpo,
+        show,
+        "measure a GRPO step that shares the prompt against one that repeats it for every completion",
+        "jvlmm bench grpo --preset small --prompt 2048 --completion 128 --group 8 --json",
+    )
+    parser.add_argument("--preset", default="small", help="shape of the model (default: small)")
+    parser.add_argument("--prompt", type=int, default=2048, help="tokens of the prompt and its video (default: 2048)")
+    parser.add_argument("--completion", type=int, default=128, help="tokens of each completion (default: 128)")
+    parser.add_argument("--group", type=int, default=8, help="completions of the prompt (default: 8)")
+    parser.add_argument("--threads", type=int, default=2, help="processor cores of each side (default: 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="times each measure is taken (default: 3)")
+
+
+def bench_grpo(args: argparse.Namespace) -> Result:
+    from jvlmm.bench.group_workload import GroupWorkload
+    from jvlmm.bench.grpo import run
+
+    workload = GroupWorkload(args.prompt, args.completion, args.group)
+    return run(args.preset, workload, threads=args.threads, rounds=args.rounds)
 
 
 def bench_model(args: argparse.Namespace) -> Result:

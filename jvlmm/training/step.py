@@ -67,6 +67,11 @@ class TrainStep:
         """The program of one update on one batch, of ShapeDtypeStructs."""
         return self._whole.trace(state, batch)
 
+    def trace_more(self, state: TrainState, batch: Any) -> jax.stages.Traced:
+        """The program that adds a further microbatch to the sums of an update."""
+        total = jax.eval_shape(self._first, state.params, batch)
+        return self._add.trace(total, state.params, batch)
+
     @property
     def compiles(self) -> int:
         """Programs compiled so far; stands still once every bucket has been seen."""

@@ -7,7 +7,7 @@ import pytest
 from jvlmm.bench import model
 from jvlmm.bench.hardware import describe
 from jvlmm.bench.process import BenchError, WorkerProcess
-from jvlmm.bench.worker import serve, training_peak
+from jvlmm.bench.worker import peak_of, serve
 from jvlmm.bench.workload import Arrays, Workload, make_arrays, small_workload
 from jvlmm.models.presets import PRESETS
 from jvlmm.sharding.accelerators import ACCELERATORS
@@ -107,10 +107,10 @@ class Allocating:
 
 def test_peak_memory_sees_what_a_step_freed_again():
     side, answers = Allocating(), []
-    serve(side, ['{"do": "facts"}', '{"do": "memory"}', '{"do": "train"}'], answers.append)
+    serve(side, ['{"do": "facts"}', '{"do": "memory", "of": "train", "times": 2}', '{"do": "train"}'], answers.append)
     assert answers[0] == {"platform": "cpu"}
     assert answers[2]["result"] == 1.0 and side.steps == 5
     ballast = np.ones(200 * 2**20, np.uint8)
     assert ballast[-1]
     del ballast  # freed before the measurement: it must not count
-    assert abs(training_peak(side) - answers[1]["bytes"]) < 32 * 2**20
+    assert abs(peak_of(side, "train", 2) - answers[1]["bytes"]) < 32 * 2**20
