@@ -25,6 +25,7 @@ VERBS = (
     "convert to-hf",
     "plan",
     "bench model",
+    "bench grpo",
 )
 ONE_PROGRAM = """
 from dataclasses import dataclass

@@ -54,7 +54,7 @@ def test_attention_in_tiles_of_queries_equals_dense_attention(monkeypatch, causa
     monkeypatch.setattr(attention, "_DENSE_SCORES", 13 * 5)
     tiled = jax.jit(jax.value_and_grad(lambda *x: run(*x), (0, 1, 2)))(query, key, value)
     for ours, expected in zip(jax.tree.leaves(tiled), jax.tree.leaves(dense), strict=True):
-        np.testing.assert_allclose(ours, expected, atol=1e-5)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_grouped_heads_share_consecutive_keys():

@@ -40,14 +40,14 @@ def test_features_are_those_of_the_batch_in_the_order_of_placeholders(params, co
         if wanted.any():
             batch = collate([prompt], OPTIONS, config)
             expected = np.asarray(encode_vision(params, config, batch.vision))[batch.visual_index[0, : prompt.length]]
-            np.testing.assert_allclose(found[prompt.visual_index[wanted]], expected[wanted], atol=1e-5)
+            np.testing.assert_allclose(found[prompt.visual_index[wanted]], expected[wanted], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"patch_buckets": (64, 256)}, {"fold": True}], ids=["buckets", "fold"])
 def test_shapes_change_nothing(params, config, prompts, options):
     expected = VisualFeatures(config, OPTIONS).of(params, prompts)
     found = VisualFeatures(config, replace(OPTIONS, **options)).of(params, prompts)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
 def test_each_distinct_medium_is_encoded_once(params, config, prompts):
