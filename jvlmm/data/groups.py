@@ -4,9 +4,10 @@ from collections.abc import Sequence as Sized
 from dataclasses import dataclass, replace
 
 import flax.struct
+import jax
 import numpy as np
 
-from jvlmm.data.batch import Batch, BatchOptions, collate
+from jvlmm.data.batch import Batch, BatchOptions, abstract_batch, collate
 from jvlmm.data.sequence import Sequence
 from jvlmm.errors import DataError
 from jvlmm.models.config import ModelConfig
@@ -44,7 +45,7 @@ class GroupBatch:
     rollout_mask: np.ndarray  # bool [B, G], False for rows of padding, and for rollouts that are not to be learnt
     prompt_weights: np.ndarray  # float32 [B]
     vision: VisionInputs | None  # all media, for a tower that is trained
-    features: np.ndarray | None  # [M, D] of the compute dtype, for one that is not; None where no row has media
+    features: np.ndarray | None  # see `with_features`, for one that is not; None where no row has media
     old_log_probs: np.ndarray | None = None  # float32 [B, G, C] of the policy that sampled; None where it is this one
     reference_log_probs: np.ndarray | None = None  # float32 [B, G, C]
 
@@ -61,18 +62,20 @@ def collate_groups(
     options: BatchOptions,
     config: ModelConfig,
     features: Sized[np.ndarray] | None = None,
+    max_tokens: int | None = None,
 ) -> GroupBatch:
     """Join up to `options.batch_size` prompts with their rollouts, the same number for each; advantages are 0 yet.
 
     Args:
-        options: of the prompts; completions come in powers of two from 16.
-        features: of each prompt, [m, D] in the order of its placeholders; the media themselves stay away then.
+        options: of the prompts; completions come in powers of two from 16, and at the most in `max_tokens`.
+        features: as of `with_features`; the media themselves stay away then.
 
     Raises DataError when a prompt, or all of them, exceed the buckets.
     """
     group = len(rollouts[0])
     longest = max(len(rollout.tokens) for row in rollouts for rollout in row)
     places = max(_SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
+    places = places if max_tokens is None else max(longest, min(places, max_tokens))
     if features is None:
         batch, joined = collate(prompts, options, config), None
     else:
@@ -105,34 +108,85 @@ def collate_groups(
     )
 
 
-def with_features(
-    prompts: Sized[Sequence], features: Sized[np.ndarray], options: BatchOptions, config: ModelConfig
-) -> tuple[Batch, np.ndarray | None]:
-    """The batch of prompts without their media, and all features [M, D] one after another, padded to a bucket.
+def abstract_groups(
+    options: BatchOptions,
+    config: ModelConfig,
+    group: int,
+    completion: int,
+    frame_patches: int | None,
+    tower_trained: bool,
+    given: Sized[str] = (),
+) -> GroupBatch:
+    """ShapeDtypeStructs of the largest batch; see `batch.abstract_batch`. `given` names the log-probs it holds."""
+    batch = abstract_batch(options, config, frame_patches)
+    rows, length = batch.tokens.shape
+    total = length + group * completion
+    struct = jax.ShapeDtypeStruct
+    integers, each = struct((rows, total), np.int32), (rows, group, completion)
+    return GroupBatch(
+        tokens=integers,
+        positions=struct((rows, 3, total), np.int32),
+        segment_ids=integers,
+        visual_index=integers,
+        prompt_lengths=struct((rows,), np.int32),
+        completion_mask=struct(each, bool),
+        sampler_log_probs=struct(each, np.float32),
+        advantages=struct((rows, group), np.float32),
+        rollout_mask=struct((rows, group), bool),
+        prompt_weights=struct((rows,), np.float32),
+        vision=batch.vision if tower_trained else None,
+        features=None if tower_trained or batch.vision is None else abstract_features(options, config),
+        **{name: struct(each, np.float32) for name in given},
+    )
 
-    `features` of each prompt, [m, D] in the order of its placeholders; None where no prompt has any. Raises DataError
-    when a prompt, or all of them, exceed the buckets.
+
+def abstract_features(options: BatchOptions, config: ModelConfig) -> jax.ShapeDtypeStruct:
+    """What `with_features` joins at the most."""
+    size = options.patch_buckets[-1] // config.vision.spatial_merge_size**2 // options.shards
+    shards = (options.shards,) if options.shards > 1 else ()
+    return jax.ShapeDtypeStruct((*shards, size, config.text.hidden_size), config.dtype)
+
+
+def with_features(
+    prompts: Sized[Sequence],
+    features: Sized[np.ndarray],
+    options: BatchOptions,
+    config: ModelConfig,
+    rows: Sized[int] | None = None,
+) -> tuple[Batch, np.ndarray | None]:
+    """The batch of prompts without their media, and all features one after another, padded to a bucket.
+
+    Those are [M, D] of the compute dtype, with shards [shards, M, D] of the rows of each; None where no prompt has any.
+
+    Args:
+        features: of each prompt, [m, D] in the order of its placeholders.
+        rows: of the prompts in the batch, without decreasing; None for 0, 1, …
+
+    Raises DataError when a prompt, or all of them, exceed the buckets.
     """
+    rows = range(len(prompts)) if rows is None else rows
     bare = [replace(p, patches=(), visual_index=np.full_like(p.visual_index, -1)) for p in prompts]
-    batch = collate(bare, options, config)
+    batch = collate(bare, options, config, rows)
     if not sum(map(len, features)):
         return batch, None
-    merged = config.vision.spatial_merge_size**2
-    total = sum(map(len, features))
-    buckets = [size // merged for size in options.patch_buckets] or [1 << (total - 1).bit_length()]
+    merged, shards = config.vision.spatial_merge_size**2, options.shards
+    owners = [row * shards // options.batch_size for row in rows]
+    total = int(np.bincount(owners, [len(of) for of in features]).max())
+    buckets = [size // merged // shards for size in options.patch_buckets] or [1 << (total - 1).bit_length()]
     if total > buckets[-1]:
         raise DataError(
             f"{total * merged} patches of {len(prompts)} prompts exceed the largest of batch.patch_buckets="
-            f"{options.patch_buckets}; add a larger bucket"
+            f"{options.patch_buckets}, of which {shards} devices have equal shares; add a larger bucket"
         )
-    joined = np.zeros((next(size for size in buckets if size >= total), features[0].shape[1]), features[0].dtype)
-    joined[:total] = np.concatenate(features)
-    visual_index = batch.visual_index.copy()
-    starts = np.cumsum([0, *map(len, features)])
-    for row, (prompt, start) in enumerate(zip(prompts, starts, strict=False)):
-        of_prompt = np.where(prompt.visual_index >= 0, prompt.visual_index + start, -1)
-        visual_index[row, : prompt.length] = of_prompt
-    return batch.replace(visual_index=visual_index), joined
+    size = next(size for size in buckets if size >= total)
+    joined = np.zeros((shards, size, features[0].shape[1]), features[0].dtype)
+    visual_index, ends = batch.visual_index.copy(), [0] * shards
+    for row, owner, prompt, of_prompt in zip(rows, owners, prompts, features, strict=True):
+        start, ends[owner] = ends[owner], ends[owner] + len(of_prompt)
+        joined[owner, start : ends[owner]] = of_prompt
+        index = np.where(prompt.visual_index >= 0, prompt.visual_index + start, -1)
+        visual_index[row, : prompt.length] = index
+    return batch.replace(visual_index=visual_index), joined if shards > 1 else joined[0]
 
 
 def separate_rows(prompt: Sequence, rollouts: Sized[Rollout]) -> list[Sequence]:

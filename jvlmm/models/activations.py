@@ -18,13 +18,17 @@ byte of mask for each patch attended to. Groups are padded to g = 2 times the pa
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 
 from jvlmm.errors import ConfigError
 from jvlmm.models.attention import causal_pieces, dense_queries
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.log_probs import WORDS
+from jvlmm.sharding.estimate import device_size
+from jvlmm.sharding.rules import ShardingRules, split_count
 
 _PADDED = 2  # groups of patches, see `vision_inputs.abstract_vision_inputs`
 
@@ -48,6 +52,20 @@ class Share:
     @property
     def tokens(self) -> int:
         return self.rows * -(-self.length // self.context)
+
+
+def share_of(batch: Any, mesh: Mesh | AbstractMesh, rules: ShardingRules, frame_patches: int) -> Share:
+    """One device's part of a batch, with `tokens` and `vision`, that lies on `mesh`."""
+    pixels = None if batch.vision is None else batch.vision.pixels
+    axes = ("heads", "kv_heads", "mlp", "vision_heads", "vision_mlp", "vocab")
+    return Share(
+        rows=len(batch.tokens) // split_count(mesh, rules.batch),
+        length=batch.tokens.shape[1],
+        context=split_count(mesh, rules.length),
+        patches=0 if pixels is None else device_size(pixels) // pixels.shape[-1],
+        frame_patches=frame_patches,
+        **{axis: split_count(mesh, getattr(rules, axis)) for axis in axes},
+    )
 
 
 def layer_bytes(config: ModelConfig, share: Share, remat: str, mlp_share: float = 1.0) -> float:

@@ -12,6 +12,7 @@ from jvlmm.models.config import ModelConfig
 from jvlmm.models.huggingface import load_config
 from jvlmm.models.presets import PRESETS, RELEASED
 from jvlmm.recipes.recipe import Program, Recipe, load_recipe
+from jvlmm.recipes.reinforcing import GRPO
 from jvlmm.recipes.tower import PretrainTower
 from jvlmm.recipes.training import SFT
 from jvlmm.sharding.ahead_of_time import Footprint, compile_ahead
@@ -66,7 +67,7 @@ def stage_shape(recipe: Recipe, stage: Any) -> ModelConfig:
     reference, stages = stage.model, {each.name: each for each in recipe.stages}
     while reference.startswith("stage:"):
         maker = stages.get(reference.removeprefix("stage:"))
-        if not isinstance(maker, SFT | PretrainTower):
+        if not isinstance(maker, SFT | GRPO | PretrainTower):
             raise ConfigError(
                 f"the shape of model {reference!r} is not known before that stage has run; to plan, give "
                 f"{stage.name}.model={', or '.join(RELEASED)}, a preset ({', '.join(PRESETS)}) or a checkpoint folder"
@@ -110,15 +111,17 @@ def figures(program: Program, topology: Topology, footprint: Footprint) -> dict[
     seconds = roofline(program, topology, footprint)
     slowest = max(seconds, key=seconds.get)
     flops = program.model_flops / program.devices
-    fits = footprint.complete and footprint.peak <= capacity
+    peak = footprint.peak + program.resident
+    fits = footprint.complete and peak <= capacity
     return {
         "name": program.name,
         "fits": fits,
         "advice": "" if fits else advice(program, footprint, capacity),
         "devices": program.devices,
-        "peak_gib": _gib(footprint.peak),
+        "peak_gib": _gib(peak),
         "capacity_gib": _gib(capacity),
-        "headroom_gib": _gib(capacity - footprint.peak),
+        "headroom_gib": _gib(capacity - peak),
+        "resident_gib": _gib(program.resident),
         "arguments_gib": _gib(footprint.arguments),
         "temporaries_gib": _gib(footprint.temporaries),
         "host_gib": _gib(footprint.host_temporaries),

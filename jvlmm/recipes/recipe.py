@@ -37,6 +37,7 @@ class Program:
     model_flops: float  # of one execution, over all its devices
     recomputed_flops: float = 0.0  # that it spends besides, to save memory
     passes: int = 2  # times a device reads or writes its arguments, at the least
+    resident: int = 0  # bytes that a device keeps for other programs meanwhile
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """The reinforcement learning stage: questions with verifiable answers in, a policy that answers them better out."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.loader import PipelineOptions
@@ -20,11 +21,15 @@ from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError
 from jvlmm.evaluation.evaluate import evaluate
-from jvlmm.models.execution import for_training
-from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
+from jvlmm.models.config import ModelConfig
+from jvlmm.models.execution import Attention, for_inference, for_training
+from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.models.remat import Remat
 from jvlmm.objectives.grpo import GRPOConfig
-from jvlmm.recipes.recipe import Run
+from jvlmm.recipes.exporting import ExportType, export
+from jvlmm.recipes.recipe import Program, Run
+from jvlmm.recipes.reinforcing_programs import policy_programs
+from jvlmm.recipes.rollout_list import RolloutList
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
 from jvlmm.reporting.writers import MetricsWriter
@@ -34,15 +39,19 @@ from jvlmm.rollout.engine import Engine, RolloutOptions
 from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.generator import Generator
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.batches import row_shards
 from jvlmm.sharding.hosts import process_count
+from jvlmm.sharding.mesh import MeshOptions, make_mesh
+from jvlmm.sharding.rules import ShardingRules
 from jvlmm.training.advantage_estimator import AdvantageEstimator
 from jvlmm.training.checkpoints import Checkpoints
-from jvlmm.training.experience import Gatherer, Group, GroupOptions
+from jvlmm.training.experience import Gatherer, GroupOptions
 from jvlmm.training.loop import FitOptions, fit
-from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
-from jvlmm.training.policy import PolicyData, PolicyStep, UpdateOptions, make_policy_loss
-from jvlmm.training.state import TrainState, create_state
-from jvlmm.training.step import make_train_step
+from jvlmm.training.lora import ADAPTERS, LoraOptions
+from jvlmm.training.optimizer import OptimizerOptions
+from jvlmm.training.policy import PolicyData, PolicyStep, UpdateOptions
+from jvlmm.training.policy_preparation import PolicyMeshes, PreparedPolicy, prepare_policy
+from jvlmm.training.state import TrainState
 
 TOWER = {"vision", "merger"}
 
@@ -52,7 +61,8 @@ class GRPO:
     """Learn from rewards of sampled answers, relative to others of the same question.
 
     The result is `models/NAME`, a folder that transformers and every later stage open. With `evaluation` sources the
-    best one so far is `models/NAME-best`. Rollouts are listed in `predictions/NAME.rollouts.jsonl`.
+    best one so far is `models/NAME-best`. Rollouts are listed in `predictions/NAME.rollouts.jsonl`. With `lora` only
+    adapters are trained, as in SFT, and the model they adapt is the reference.
     """
 
     name: str = "grpo"
@@ -68,17 +78,21 @@ class GRPO:
     sampling: SamplingOptions = field(default_factory=lambda: SamplingOptions(max_tokens=1024, temperature=1.0))
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
     update: UpdateOptions = field(default_factory=UpdateOptions)
-    vision: VisionOptions = field(default_factory=VisionOptions)
+    vision: VisionOptions = field(default_factory=VisionOptions)  # patch_buckets: of update.rows prompts, equal shares
     feature_bytes: int = 0  # host memory for features of media seen again; has no effect on a tower that is trained
     optimizer: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(learning_rate=1e-6))
+    lora: LoraOptions | None = None  # None trains the parameters themselves
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)  # of the update; that of rollouts is rollout.mesh
+    rules: ShardingRules = field(default_factory=ShardingRules)
     remat: Remat = "none"  # what the backward pass computes again; see `models.remat`
+    attention: Attention = "auto"  # the platform's own
     evaluation: tuple[Source, ...] = ()  # asked greedily, in the same style
     evaluate_every: int = 50
     log_every: int = 1
     checkpoint_every: int = 50
     wandb_project: str | None = None
-    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    export_dtype: ExportType = "bfloat16"
 
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0:
@@ -94,6 +108,11 @@ class GRPO:
                 f"update.updates={self.update.updates} does not divide the {parts} device steps that prompts="
                 f"{self.prompts} make in rows of update.rows={self.update.rows}"
             )
+        if any(size % self.update.rows for size in self.vision.patch_buckets):
+            raise ConfigError(
+                f"vision.patch_buckets={self.vision.patch_buckets} are patches of update.rows={self.update.rows} "
+                "prompts, which have equal shares; use multiples of that number"
+            )
         if self.feature_bytes and not self.tower_frozen:
             raise ConfigError(
                 f"feature_bytes={self.feature_bytes} has no effect while the tower is trained; freeze vision and "
@@ -103,6 +122,8 @@ class GRPO:
     @property
     def tower_frozen(self) -> bool:
         """Whether visual features stay what they are."""
+        if self.lora is not None:
+            return not any(target.startswith((*TOWER, "*")) for target in self.lora.targets)
         return TOWER.issubset(self.optimizer.freeze)
 
     def check(self) -> None:
@@ -115,19 +136,26 @@ class GRPO:
         folder, rejected = run.resolve(self.model), Rejections(run.workdir / "rejected.jsonl")
         rewarder = make_rewarder(self.rewards)
         examples = open_sources(run, self.sources, rejected)
+        meshes = self.meshes(jax.devices())
         with ExitStack() as stack:
+            policy = self.prepare(load_config(folder), meshes, jax.default_backend(), run.seed)
             processor = Processor(
                 ChatTokenizer.from_pretrained(folder),
-                for_training(load_config(folder), jax.default_backend(), self.remat),
+                policy.rollout_config,
                 self.vision.processor(self.style, self.length_buckets[-1], folder),
                 stack.enter_context(self.vision.decoder()),
             )
-            stream = partial(PromptStream, examples, processor, self.batch, self.prompts)
+            stream = partial(PromptStream, examples, processor, self.of_prompt, self.prompts)
             prompts = stack.enter_context(stream(run.seed, rejected, rewarder.check, self.pipeline))
             writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
-            checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name))
+            modules = None if self.lora is None else (ADAPTERS,)
+            checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules))
             progress = stack.enter_context(Progress(self.name, show=("reward", "response_tokens", "seconds/update")))
-            state, step, data = self.prepare(run, folder, processor, rewarder, prompts)
+            stack.enter_context(jax.set_mesh(meshes.training))
+            params = load_params(folder, policy.config, policy.base(policy.training.shardings.params))
+            step, data = self.step(run, params, policy, processor, rewarder, prompts)
+            create, shardings = policy.training.create, policy.training.shardings
+            state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
             options = FitOptions(
                 total_steps=self.steps,
                 stage=self.name,
@@ -135,95 +163,124 @@ class GRPO:
                 checkpoint_every=self.checkpoint_every,
                 evaluate_every=self.evaluate_every if self.evaluation else 0,
             )
-            judge = self.judge(run, folder, processor) if self.evaluation else None
+            judge = self.judge(run, folder, policy, processor) if self.evaluation else None
             state = fit(state, step, data, options, writer, checkpoints, judge, progress=progress)
-            path = f"models/{self.name}"
-            self.export(run.workdir / path, folder, processor, state)
-        return {"path": path, "steps": self.steps, "examples": len(examples), "rejected": len(rejected)}
+            paths = self.export(run.workdir, self.name, folder, policy, state)
+        return {**paths, "steps": self.steps, "examples": len(examples), "rejected": len(rejected)}
+
+    def programs(
+        self, config: ModelConfig, devices: Sequence[jax.Device] | int, platform: str, media: bool = True
+    ) -> list[Program]:
+        """Of a step: the tower on a prompt's media, prompts, decoding, log-probs and update, all at their largest."""
+        policy = self.prepare(config, self.meshes(devices), platform)
+        return list(policy_programs(self, policy, media))
+
+    def meshes(self, devices: Sequence[jax.Device] | int) -> PolicyMeshes:
+        """How they share the update, and how the rollouts."""
+        training = make_mesh(self.mesh, devices)
+        rollout = training if self.rollout.mesh is None else make_mesh(self.rollout.mesh, devices)
+        split = row_shards(training, self.rules)[0]
+        if self.update.rows % split:
+            raise ConfigError(
+                f"update.rows={self.update.rows} do not divide over the {split} devices of mesh axes "
+                f"{self.rules.batch}; use a multiple of {split}, or fewer devices along data and fsdp"
+            )
+        if training.shape["context"] > 1 or rollout.shape["context"] > 1:
+            raise ConfigError(
+                "mesh.context splits rows of one sequence; those of a prompt and its completions it does not: use "
+                "fsdp, data or tensor"
+            )
+        return PolicyMeshes(training, rollout, self.rules)
+
+    def batch(self, mesh: Mesh) -> BatchOptions:
+        """The static shapes of prompts in the update."""
+        return self.vision.batch(self.update.rows, self.length_buckets, *row_shards(mesh, self.rules))
 
     @property
-    def batch(self) -> BatchOptions:
-        """The static shapes of prompts in the update."""
-        return self.vision.batch(self.update.rows, self.length_buckets)
+    def of_prompt(self) -> BatchOptions:
+        """The static shapes of one prompt."""
+        sizes = tuple(size // self.update.rows for size in self.vision.patch_buckets)
+        return replace(self.vision, patch_buckets=sizes).batch(1, self.length_buckets)
 
-    def prepare(
-        self, run: Run, folder: Path, processor: Processor, rewarder: Rewarder, prompts: PromptStream
-    ) -> tuple[TrainState, PolicyStep, PolicyData]:
-        """The policy before its first step, and what a step does."""
-        config, params = processor.config, load_params(folder, processor.config)
-        updates = self.steps * self.update.per_step
-        optimizer = make_optimizer(self.optimizer, updates, tuple(params))
-        reference = jax.tree.map(lambda x: x.copy(), params) if self.objective.beta else None
+    def prepare(self, config: ModelConfig, meshes: PolicyMeshes, platform: str, seed: int = 0) -> PreparedPolicy:
+        """The policy as it is trained and as it samples on these meshes."""
+        training = for_training(config, platform, self.remat, self.attention)
+        if self.lora is not None:  # frozen weights need no more digits than products take
+            training = replace(training, param_dtype=training.dtype)
+        rollout = replace(for_inference(config, platform), attention=training.attention)
+        updates, rows = self.steps * self.update.per_step, self.update.rows
+        layout = meshes, rows, platform, self.lora, seed
+        return prepare_policy(training, rollout, self.objective, self.optimizer, updates, *layout)
+
+    def step(
+        self,
+        run: Run,
+        params: Mapping[str, Any],
+        policy: PreparedPolicy,
+        processor: Processor,
+        rewarder: Rewarder,
+        prompts: PromptStream,
+    ) -> tuple[PolicyStep, PolicyData]:
+        """What a step does, beginning with `params`."""
+        reference, mesh = None, policy.meshes.rollout
+        if self.objective.beta and self.lora is not None:
+            reference = policy.base
+        elif self.objective.beta:
+            kept = jax.tree.map(jnp.copy, params)
+            reference = lambda _: kept  # noqa: E731
         data = PolicyData(prompts, AdvantageEstimator(self.objective))
+        sampling = self.sampling, self.rollout, self.of_prompt
         gatherer = Gatherer(
-            Engine(config, processor.tokenizer, self.sampling, self.rollout, self.batch),
-            VisualFeatures(config, self.batch, self.feature_bytes),
+            Engine(policy.rollout_config, processor.tokenizer, *sampling, mesh=mesh),
+            VisualFeatures(policy.rollout_config, self.of_prompt, self.feature_bytes, mesh),
             rewarder,
             self.group,
         )
         step = PolicyStep(
-            config=config,
+            config=policy.config,
             objective=self.objective,
-            update=make_train_step(make_policy_loss(config, self.objective), optimizer),
+            update=policy.training.step,
             options=self.update,
-            batch=self.batch,
+            batch=self.batch(policy.meshes.training),
             gatherer=gatherer,
             estimator=data.estimator,
             more=lambda: next(prompts)[0],
             seed=run.seed,
+            sampler=policy.sampler,
+            policy=policy.policy,
             reference=reference,
+            place=policy.place,
             tower_trained=not self.tower_frozen,
             record=RolloutList(run.workdir / "predictions" / f"{self.name}.rollouts.jsonl"),
         )
-        return create_state(params, optimizer), step, data
+        return step, data
 
-    def judge(self, run: Run, folder: Path, processor: Processor) -> Callable[[TrainState], Mapping[str, float]]:
+    def judge(
+        self, run: Run, folder: Path, policy: PreparedPolicy, processor: Processor
+    ) -> Callable[[TrainState], Mapping[str, float]]:
         """Accuracies on the evaluation sources; keeps the policy with the best one overall."""
         examples = open_sources(run, self.evaluation, Rejections(None))
         sampling = SamplingOptions(max_tokens=self.sampling.max_tokens, stop=self.sampling.stop)
-        best_path = run.workdir / "models" / f"{self.name}-best"
+        record = run.workdir / "models" / f"{self.name}-best.json"
+        shapes = replace(self.of_prompt, batch_size=self.update.rows, patch_buckets=self.vision.patch_buckets)
 
         def judge(state: TrainState) -> Mapping[str, float]:
-            generator = Generator(state.params, processor, sampling, self.batch, self.pipeline)
             path = run.workdir / "predictions" / f"{self.name}.{int(state.step):06d}.jsonl"
-            figures = evaluate(generator, examples, path, "think" if self.style == "think" else "direct")
+            with jax.set_mesh(policy.meshes.rollout):
+                generator = Generator(policy.sampler(state.params), processor, sampling, shapes, self.pipeline)
+                figures = evaluate(generator, examples, path, "think" if self.style == "think" else "direct")
             accuracy = figures["accuracy"]
-            record = best_path.with_suffix(".json")
             best = json.loads(record.read_text())["accuracy"] if record.is_file() else -1.0
             if accuracy["overall"] > best:
-                self.export(best_path, folder, processor, state)
+                self.export(run.workdir, f"{self.name}-best", folder, policy, state, donate=False)
                 record.write_text(json.dumps({"accuracy": accuracy["overall"], "step": int(state.step)}))
             return accuracy
 
         return judge
 
-    def export(self, path: Path, folder: Path, processor: Processor, state: TrainState) -> None:
-        save_checkpoint(path, dict(state.params), processor.config, dtype=self.export_dtype, source_dir=folder)
-
-
-class RolloutList:
-    """A JSON line for every rollout, step by step. Steps that are done again after a restart replace their lines."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._begun = False
-
-    def __call__(self, step: int, groups: tuple[Group, ...]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._begun:
-            self._begun = True
-            self._drop_from(step)
-        with self._path.open("a", encoding="utf-8") as file:
-            for group in groups:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in group.records(step))
-
-    def _drop_from(self, step: int) -> None:
-        if self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8").split("\n")[
-                :-1
-            ]  # of a last line torn by a kill nothing stays
-            rewritten = self._path.with_suffix(".jsonl.tmp")
-            rewritten.write_text(
-                "".join(f"{line}\n" for line in lines if json.loads(line)["step"] < step), encoding="utf-8"
-            )
-            os.replace(rewritten, self._path)
+    def export(
+        self, workdir: Path, name: str, folder: Path, policy: PreparedPolicy, state: TrainState, donate: bool = True
+    ) -> dict[str, str]:
+        """Write the policy; the paths, in the run directory."""
+        weights = policy.config, state.params, policy.training.shardings.params, self.lora
+        return export(workdir, name, folder, *weights, self.export_dtype, self.vision.timestamps, donate)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -13,28 +13,29 @@ from jax.sharding import Mesh
 from jvlmm.data.batch import BatchOptions, abstract_batch
 from jvlmm.data.loader import PipelineOptions, make_loader
 from jvlmm.data.processor import Processor
-from jvlmm.data.processor_files import write_timestamps
 from jvlmm.data.prompts import Style
 from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import Attention, for_training
-from jvlmm.models.huggingface import load_config, load_params, save_adapter, save_checkpoint
+from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.models.remat import Remat
+from jvlmm.recipes.exporting import ExportType, export
 from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
 from jvlmm.reporting.writers import MetricsWriter
+from jvlmm.sharding.batches import batch_shardings, row_shards
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules, laid_out
 from jvlmm.training.checkpoints import Checkpoints
 from jvlmm.training.estimate import update_estimate
 from jvlmm.training.flops import model_flops, recomputed_flops, update_flops
 from jvlmm.training.loop import FitOptions, fit
-from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters
+from jvlmm.training.lora import ADAPTERS, LoraOptions
 from jvlmm.training.optimizer import OptimizerOptions
-from jvlmm.training.placement import batch_shardings, check_lengths, loader_share, row_shards
+from jvlmm.training.placement import check_lengths, loader_share
 from jvlmm.training.preparation import PreparedTraining, prepare
 from jvlmm.training.profile import ProfileOptions, Profiler
 from jvlmm.training.sft import make_sft_loss
@@ -72,7 +73,7 @@ class SFT:
     log_every: int = 10
     checkpoint_every: int = 500
     wandb_project: str | None = None
-    export_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    export_dtype: ExportType = "bfloat16"
 
     def __post_init__(self):
         if self.profile and self.profile.last > self.steps:
@@ -150,18 +151,8 @@ class SFT:
         self, run: Run, folder, config: ModelConfig, state: TrainState, prepared: PreparedTraining
     ) -> dict[str, str]:
         """Write what was trained; the paths, in the run directory. The state is used up."""
-        params, paths = dict(state.params), {"path": f"models/{self.name}"}
-        if self.lora is not None:
-            adapters, shardings = params.pop(ADAPTERS), dict(prepared.shardings.params)
-            shardings.pop(ADAPTERS)
-            paths["adapter"] = f"adapters/{self.name}"
-            save_adapter(run.workdir / paths["adapter"], adapters, config, self.lora.alpha, str(folder))
-            merge = partial(merge_adapters, options=self.lora, dtype=self.export_dtype)
-            params = jax.jit(merge, out_shardings=shardings, donate_argnums=0)(params, adapters)
-        save_checkpoint(run.workdir / paths["path"], params, config, dtype=self.export_dtype, source_dir=folder)
-        if self.vision.timestamps is not None and jax.process_index() == 0:
-            write_timestamps(run.workdir / paths["path"], self.vision.timestamps)
-        return paths
+        weights = config, state.params, prepared.shardings.params, self.lora
+        return export(run.workdir, self.name, folder, *weights, self.export_dtype, self.vision.timestamps)
 
     def programs(
         self, config: ModelConfig, devices: Sequence[jax.Device] | int, platform: str, media: bool = True

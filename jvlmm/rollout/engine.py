@@ -4,12 +4,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jvlmm.data.batch import BatchOptions, length_bucket
 from jvlmm.data.groups import Rollout, with_features
@@ -21,6 +23,9 @@ from jvlmm.rollout.generate import STOP_CHECK_INTERVAL, length_at_stop, traced_o
 from jvlmm.rollout.groups import Slots, begin, decode, empty_slots, place, read
 from jvlmm.rollout.queues import Asked, Queues
 from jvlmm.rollout.sampling import SamplingOptions, banned_tokens
+from jvlmm.sharding.batches import batch_shardings, fetched, placed, row_shards
+from jvlmm.sharding.mesh import MeshOptions
+from jvlmm.sharding.rules import replicated
 
 _WAITING = 4  # prompts of other buckets that may wait, times the rows
 
@@ -31,6 +36,7 @@ class RolloutOptions:
 
     rows: int = 8  # prompts
     slots: int = 8  # completions of each; further ones begin where another has ended
+    mesh: MeshOptions | None = None  # of the devices that decode; None: as they are trained on
 
     def __post_init__(self) -> None:
         for name in ("rows", "slots"):
@@ -41,7 +47,8 @@ class RolloutOptions:
 class Engine:
     """Decodes completions of prompts with one model shape.
 
-    Compiled for each bucket of prompt lengths, with 1, 2, 4, … or `options.rows` rows as there are prompts.
+    Compiled for each bucket of prompt lengths, with 1, 2, 4, … or `options.rows` rows as there are prompts. On a mesh
+    its devices share the rows, each group of them reads prompts for rows of its own, and `tensor` splits the model.
 
     What a sample draws depends on the seed, the prompt's id and the sample's number alone, but for the rounding of
     products, whatever else is decoded beside it.
@@ -55,15 +62,25 @@ class Engine:
         options: RolloutOptions,
         batch: BatchOptions,
         banned: Iterable[int] = (),
+        mesh: Mesh | None = None,
     ):
-        """`batch` gives the length buckets of prompts, `banned` further tokens that are never drawn.
+        """`batch` gives the buckets of one prompt, `banned` further tokens that are never drawn.
 
-        The seed of `sampling` has no part here.
+        The seed of `sampling` has no part here. With a `mesh` of several devices `config.rules` says what they share;
+        ConfigError where they do not divide the rows.
         """
         self.config, self.sampling, self.options, self.tokenizer = config, sampling, options, tokenizer
         self.seconds = {"prefill": 0.0, "decode_tokens": 0.0}  # spent so far
-        self.batch = replace(batch, batch_size=1)
-        self.banned = jax.device_put(banned_tokens(config, tokenizer.length, banned))
+        self.mesh = mesh if mesh is not None and mesh.size > 1 else None
+        self.readers = row_shards(self.mesh, config.rules)[0] if self.mesh else 1  # prompts read at one time
+        if options.rows % self.readers:
+            raise ConfigError(
+                f"rollout.rows={options.rows} do not divide over the {self.readers} groups of devices that read and "
+                "decode them; use a multiple, or fewer devices along data and fsdp of rollout.mesh"
+            )
+        self.batch = for_readers(batch, self.readers)
+        banned = banned_tokens(config, tokenizer.length, banned)
+        self.banned = placed(banned, replicated(self.mesh)) if self.mesh else jax.device_put(banned)
 
     def sample(
         self, params: Any, prompts: Sized[Sequence], features: Sized[np.ndarray], group: int, seed: int
@@ -71,7 +88,8 @@ class Engine:
         """`group` completions of every prompt; `features` as `VisualFeatures.of` gives them; `seed` uint32."""
         done: list[dict[int, Rollout]] = [{} for _ in prompts]
         asked = (Asked(n, *of, samples=group) for n, of in enumerate(zip(prompts, features, strict=True)))
-        rows = min(1 << (len(prompts) - 1).bit_length(), self.options.rows)
+        each = -(-len(prompts) // self.readers)
+        rows = min(self.readers << (each - 1).bit_length(), self.options.rows)
         for number, sample, rollout in self.stream(params, asked, seed, rows):
             done[number][sample] = rollout
         return [[of_prompt[sample] for sample in range(group)] for of_prompt in done]
@@ -88,6 +106,20 @@ class Engine:
         queues = Queues(iter(asked), bucket_of, _WAITING * rows)
         while (bucket := queues.next_bucket()) is not None:
             yield from _Pool(self, params, rows, seed).run(partial(queues.take, bucket))
+
+    def on_mesh(self) -> AbstractContextManager:
+        """The mesh in use, for what the device does."""
+        return jax.set_mesh(self.mesh) if self.mesh else nullcontext()
+
+    def put(self, arrays: Any) -> Any:
+        """Host arrays of rows on the devices that have them."""
+        return placed(arrays, batch_shardings(arrays, self.mesh, self.config.rules)) if self.mesh else arrays
+
+
+def for_readers(batch: BatchOptions, readers: int) -> BatchOptions:
+    """The shapes in which so many prompts are read, each by devices of its own; `batch` has those of one prompt."""
+    sizes = tuple(size * readers for size in batch.patch_buckets)
+    return replace(batch, batch_size=readers, patch_buckets=sizes, shards=readers, parts=1)
 
 
 @dataclass
@@ -123,12 +155,15 @@ class _Pool:
         """Until `take` has nothing left and all completions have ended; see `Engine.stream`."""
         more = True
         while True:
-            for index, row in enumerate(self._rows):
-                if row is None and more:
+            while more and (idle := self._idle_rows()):
+                fresh = {}
+                for index in idle:
                     asked = take()
-                    more = asked is not None
-                    if asked:
-                        self._place(asked, index)
+                    if asked is None:
+                        more = False
+                        break
+                    fresh[index] = asked
+                self._place(fresh)
             if not any(self._rows):
                 return
             self._begin()
@@ -140,17 +175,32 @@ class _Pool:
                 if row and not row.running and not row.waiting:
                     self._rows[index] = None
 
-    def _place(self, asked: Asked, index: int) -> None:
-        """Read a prompt into a row."""
+    def _idle_rows(self) -> list[int]:
+        """One row without a prompt of each reader that has one."""
+        length = len(self._rows) // self._engine.readers
+        runs = [range(start, start + length) for start in range(0, len(self._rows), length)]
+        idle = [next((index for index in run if self._rows[index] is None), None) for run in runs]
+        return [index for index in idle if index is not None]
+
+    def _place(self, fresh: dict[int, Asked]) -> None:
+        """Read prompts into rows, at most one of each reader."""
+        if not fresh:
+            return
         begun, engine = time.perf_counter(), self._engine
-        batch, features = with_features([asked.sequence], [asked.features], engine.batch, engine.config)
-        prompts = read(self._params, engine.config, batch, features)
-        if self._slots is None:
-            width = min(engine.options.slots, asked.samples)
-            columns = self._static.max_tokens
-            self._slots = empty_slots(prompts, engine.config, len(self._rows), width, columns)
-        self._slots = place(self._slots, prompts, np.array([index], np.int32))
-        self._rows[index] = _Row(asked, list(range(asked.samples)))
+        length = len(self._rows) // engine.readers
+        readers, rows = [index // length for index in fresh], np.full(engine.readers, -1, np.int32)
+        rows[readers] = [index % length for index in fresh]
+        sequences, features = zip(*((asked.sequence, asked.features) for asked in fresh.values()), strict=True)
+        given = with_features(sequences, features, engine.batch, engine.config, readers)
+        with engine.on_mesh():
+            prompts = read(self._params, engine.config, *engine.put(given))
+            if self._slots is None:
+                width = min(engine.options.slots, max(asked.samples for asked in fresh.values()))
+                columns = self._static.max_tokens
+                self._slots = empty_slots(prompts, engine.config, len(self._rows), width, columns)
+            self._slots = place(self._slots, engine.config, prompts, engine.put(rows))
+        for index, asked in fresh.items():
+            self._rows[index] = _Row(asked, list(range(asked.samples)))
         engine.seconds["prefill"] += time.perf_counter() - begun
 
     def _begin(self) -> None:
@@ -165,7 +215,9 @@ class _Pool:
                 fresh[index, slot] = True
                 seeds[index, slot] = zlib.crc32(row.asked.sequence.id.encode()), sample
         if fresh.any():
-            self._slots = begin(self._slots, fresh, seeds, self._seed)
+            engine = self._engine
+            with engine.on_mesh():
+                self._slots = begin(self._slots, engine.config, *engine.put((fresh, seeds)), self._seed)
 
     def _decode(self, more: bool) -> "_Drawn":
         """Some tokens of every slot; while more is waiting, until a quarter of the slots is free."""
@@ -174,12 +226,13 @@ class _Pool:
         enough = running - -(-running // 4) if more else 0
         steps = STOP_CHECK_INTERVAL if engine.sampling.stop else self._static.max_tokens
         limits = map(np.int32, (engine.sampling.max_tokens, steps, enough))
-        slots = decode(self._params, engine.config, self._slots, self._static, engine.banned, *limits)
+        with engine.on_mesh():
+            slots = decode(self._params, engine.config, self._slots, self._static, engine.banned, *limits)
         kept = slots.tokens, slots.log_probs, slots.entropies, slots.lengths, slots.active, slots.cache.column
-        drawn = _Drawn(*map(np.array, jax.device_get(kept)))
+        drawn = _Drawn(*fetched(kept))
         if engine.sampling.stop:
             self._end_at_stop(drawn)
-            slots = slots.replace(active=jax.device_put(drawn.active, slots.active.sharding))
+            slots = slots.replace(active=placed(drawn.active, slots.active.sharding))
         self._slots, self._column = slots, int(drawn.column)
         engine.seconds["decode_tokens"] += time.perf_counter() - begun
         return drawn

@@ -4,17 +4,20 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence as Sized
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.sequence import Sequence
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.qwen2_5_vl import encode_vision
-from jvlmm.models.vision_inputs import VisionBuckets, build_vision_inputs
+from jvlmm.models.vision_inputs import VisionBuckets, build_vision_inputs, build_vision_shards
+from jvlmm.sharding.batches import fetched, placed, row_shards, shardings_over
 from jvlmm.video.clip import Patches
 
 
@@ -25,9 +28,11 @@ class VisualFeatures:
     longest unused go first; `forget` when the tower has changed.
     """
 
-    def __init__(self, config: ModelConfig, options: BatchOptions, max_bytes: int = 0):
-        """`options` give the shapes that the tower is compiled for."""
+    def __init__(self, config: ModelConfig, options: BatchOptions, max_bytes: int = 0, mesh: Mesh | None = None):
+        """`options` give the shapes of one prompt. Of several devices on a `mesh`, each encodes another medium."""
         self._config, self._options, self._max_bytes = config, options, max_bytes
+        self._mesh = mesh if mesh is not None and mesh.size > 1 else None
+        self._devices = int(np.prod(row_shards(mesh, config.rules))) if self._mesh else 1
         self._kept: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self.encoded = 0  # media that the tower has seen
         self.asked = 0  # media that were asked for
@@ -43,33 +48,48 @@ class VisualFeatures:
 
     def of(self, params: Any, prompts: Sized[Sequence]) -> list[np.ndarray]:
         """For each prompt [m, D] of the compute dtype, in the order of its placeholders; [0, D] without media."""
-        together: dict[bytes, np.ndarray] = {}
-        found = [[self._of_medium(params, patches, together) for patches in prompt.patches] for prompt in prompts]
-        for key in together:
-            self._kept[key] = together[key]
+        keys = [[_key(patches) for patches in prompt.patches] for prompt in prompts]
+        media = dict(zip(chain(*keys), chain(*(prompt.patches for prompt in prompts)), strict=True))
+        self.asked += sum(map(len, keys))
+        found = {key: self._kept[key] for key in media if key in self._kept}
+        missing = [key for key in media if key not in found]
+        self.encoded += len(missing)
+        for start in range(0, len(missing), self._devices):
+            chosen = missing[start : start + self._devices]
+            found |= zip(chosen, self._encode(params, [media[key] for key in chosen]), strict=True)
+        for key in media:
+            self._kept[key] = found[key]
             self._kept.move_to_end(key)
         while self._kept and self.bytes > self._max_bytes:
             self._kept.popitem(last=False)
         nothing = np.zeros((0, self._config.text.hidden_size), jnp.dtype(self._config.dtype))
-        return [np.concatenate([nothing, *of_prompt]) for of_prompt in found]
+        return [np.concatenate([nothing, *(found[key] for key in of)]) for of in keys]
 
-    def _of_medium(self, params: Any, patches: Patches, together: dict[bytes, np.ndarray]) -> np.ndarray:
-        key = hashlib.blake2b(np.ascontiguousarray(patches.pixels), person=repr(patches.grid).encode()[:16]).digest()
-        self.asked += 1
-        if key not in together:
-            together[key] = self._kept[key] if key in self._kept else self._encode(params, patches)
-        return together[key]
-
-    def _encode(self, params: Any, patches: Patches) -> np.ndarray:
-        self.encoded += 1
-        options = self._options
+    def _encode(self, params: Any, media: Sized[Patches]) -> list[np.ndarray]:
+        """Of as many media as there are devices, or fewer."""
+        options, config = self._options, self._config
         buckets = VisionBuckets(options.patch_buckets, options.frame_patches) if options.patch_buckets else None
-        vision, (rows,) = build_vision_inputs(
-            [patches.pixels], [patches.grid], self._config.vision, buckets, options.fold
-        )
-        return np.asarray(_encode(params, self._config, vision))[rows]
+        if self._mesh is None:
+            (patches,) = media
+            single = [patches.pixels], [patches.grid]
+            vision, (rows,) = build_vision_inputs(*single, config.vision, buckets, options.fold)
+            return [np.asarray(encode(params, config, vision))[rows]]
+        each = [[patches] for patches in media] + [[]] * (self._devices - len(media))
+        pixels, grids = ([[getattr(p, name) for p in of] for of in each] for name in ("pixels", "grid"))
+        vision, rows = build_vision_shards(pixels, grids, config.vision, buckets, options.fold)
+        vision = placed(vision, shardings_over("media", vision, self._mesh, config.rules))
+        with jax.set_mesh(self._mesh):
+            features = fetched(encode(params, config, vision))
+        features = features.reshape(self._devices, -1, features.shape[-1])
+        return [of_device[index] for of_device, (index,) in zip(features, rows[: len(media)], strict=False)]
+
+
+def _key(patches: Patches) -> bytes:
+    """Equal for equal pixels in equal shapes."""
+    return hashlib.blake2b(np.ascontiguousarray(patches.pixels), person=repr(patches.grid).encode()[:16]).digest()
 
 
 @partial(jax.jit, static_argnames=("config",))
-def _encode(params: Any, config: ModelConfig, vision: Any) -> jax.Array:
+def encode(params: Any, config: ModelConfig, vision: Any) -> jax.Array:
+    """`encode_vision` compiled."""
     return encode_vision(params, config, vision)

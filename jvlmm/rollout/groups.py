@@ -1,7 +1,8 @@
 """The device's side of rollouts: prompts read once, and slots that decode completions of them until they are refilled.
 
 B rows hold a prompt each; G slots of every row decode completions of it. All slots write the same column at the same
-time, so that a slot which has ended may begin anew while its neighbours go on.
+time, so that a slot which has ended may begin anew while its neighbours go on. On a mesh its devices share the rows and
+the key/value heads of the slots.
 """
 
 from functools import partial
@@ -15,6 +16,7 @@ from jvlmm.models import qwen2_5_vl
 from jvlmm.models.cache import GroupCache, Stores
 from jvlmm.models.config import ModelConfig
 from jvlmm.rollout.sampling import SamplingOptions, sample
+from jvlmm.sharding.rules import ShardingRules, constrain
 
 
 @flax.struct.dataclass
@@ -43,6 +45,24 @@ class Slots:
     entropies: jax.Array  # float32 [B, G, T] in nats, at temperature 1
 
 
+def axes_of(slots: Slots) -> Slots:
+    """The logical axes of every array: rows, and in the cache key/value heads, are split."""
+    layers = (None,) * (not isinstance(slots.cache.keys, tuple))
+    store = lambda x: (*layers, "batch", "kv_heads", *(None,) * (x.ndim - len(layers) - 2))  # noqa: E731
+    rows = lambda x: ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()  # noqa: E731
+    stores = ("prompt_keys", "prompt_values", "keys", "values")
+    cache = {name: jax.tree.map(store, getattr(slots.cache, name)) for name in stores}
+    axes = jax.tree.map(rows, slots)
+    return axes.replace(cache=axes.cache.replace(**cache))
+
+
+def _laid_out(slots: Slots, rules: ShardingRules | None) -> Slots:
+    """The slots on the mesh in use, if there is one."""
+    if rules is None:
+        return slots
+    return jax.tree.map(lambda x, axes: constrain(x, rules, axes), slots, axes_of(slots))
+
+
 @partial(jax.jit, static_argnames=("config",))
 def read(params, config: ModelConfig, batch: Batch, features: jax.Array | None) -> ReadPrompts:
     """Run right-padded prompts, whose visual features [M, D] the tower has made before."""
@@ -58,6 +78,7 @@ def read(params, config: ModelConfig, batch: Batch, features: jax.Array | None) 
     )
 
 
+@partial(jax.jit, static_argnames=("config", "rows", "group", "columns"))
 def empty_slots(like: ReadPrompts, config: ModelConfig, rows: int, group: int, columns: int) -> Slots:
     """B = `rows` of G = `group` idle slots for prompts as long as `like`, and completions of up to `columns` tokens."""
     stacked = not isinstance(like.kept[0], tuple)
@@ -73,7 +94,7 @@ def empty_slots(like: ReadPrompts, config: ModelConfig, rows: int, group: int, c
     keys, values = jax.tree.map(completions, like.kept)
     drawn = lambda: jnp.zeros((rows, group, columns), jnp.float32)  # noqa: E731
     width = like.hidden.shape[-1]
-    return Slots(
+    slots = Slots(
         cache=GroupCache(
             prompt_keys=prompt_keys,
             prompt_values=prompt_values,
@@ -93,31 +114,41 @@ def empty_slots(like: ReadPrompts, config: ModelConfig, rows: int, group: int, c
         log_probs=drawn(),
         entropies=drawn(),
     )
+    return _laid_out(slots, config.rules)
 
 
-@partial(jax.jit, donate_argnames=("slots",))
-def place(slots: Slots, prompts: ReadPrompts, rows: jax.Array) -> Slots:
-    """Put n prompts into rows int32 [n], whose slots must be idle; prompts of a row ≥ B are left out."""
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("slots",))
+def place(slots: Slots, config: ModelConfig, prompts: ReadPrompts, rows: jax.Array) -> Slots:
+    """Put prompts into rows whose slots are idle: of n prompts, number i into one of the i-th of n runs of rows.
+
+    Args:
+        rows: int32 [n], the row's place in its run; -1 for a prompt that is left out. So no prompt leaves the devices
+            which have read it.
+    """
     axis = 0 if isinstance(slots.cache.keys, tuple) else 1
+    length = len(slots.active) // len(rows)
+    chosen = jnp.arange(length) == rows[:, None]
 
     def put(store, new, axis=0):
-        index = (slice(None),) * axis + (rows,)
-        return store.at[index].set(new, mode="drop")
+        runs = store.reshape(*store.shape[:axis], len(rows), length, *store.shape[axis + 1 :])
+        where = chosen.reshape(*(1,) * axis, *chosen.shape, *(1,) * (store.ndim - axis - 1))
+        return jnp.where(where, jnp.expand_dims(new, axis + 1), runs).reshape(store.shape)
 
     cache = slots.cache
     old = cache.prompt_keys, cache.prompt_values
     keys, values = jax.tree.map(partial(put, axis=axis), old, prompts.kept)
-    return slots.replace(
+    slots = slots.replace(
         cache=cache.replace(
             prompt_keys=keys, prompt_values=values, prompt_valid=put(cache.prompt_valid, prompts.valid)
         ),
         prompt_hidden=put(slots.prompt_hidden, prompts.hidden),
         prompt_position=put(slots.prompt_position, prompts.next_position),
     )
+    return _laid_out(slots, config.rules)
 
 
-@partial(jax.jit, donate_argnames=("slots",))
-def begin(slots: Slots, fresh: jax.Array, seeds: jax.Array, seed: jax.Array) -> Slots:
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("slots",))
+def begin(slots: Slots, config: ModelConfig, fresh: jax.Array, seeds: jax.Array, seed: jax.Array) -> Slots:
     """Let idle slots begin a completion of their row's prompt.
 
     Args:
@@ -130,13 +161,14 @@ def begin(slots: Slots, fresh: jax.Array, seeds: jax.Array, seed: jax.Array) -> 
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), numbers[0]), numbers[1])
 
     keys = jax.vmap(jax.vmap(key))(seeds)
-    return slots.replace(
+    slots = slots.replace(
         cache=slots.cache.replace(valid=slots.cache.valid & ~fresh[:, :, None]),
         hidden=jnp.where(fresh[:, :, None], slots.prompt_hidden[:, None], slots.hidden),
         keys=jnp.where(fresh, keys, slots.keys),
         lengths=jnp.where(fresh, 0, slots.lengths),
         active=slots.active | fresh,
     )
+    return _laid_out(slots, config.rules)
 
 
 @partial(jax.jit, static_argnames=("config", "options"), donate_argnames=("slots",))
@@ -187,7 +219,7 @@ def _one_token(params, config: ModelConfig, slots: Slots, options, banned, max_t
     hidden, cache = qwen2_5_vl.decode_step(params, config, flat(tokens), positions, slots.cache)
     lengths = slots.lengths + active
     ended = jnp.isin(tokens, jnp.array(config.tokens.eos, jnp.int32)) | (lengths >= max_tokens)
-    return slots.replace(
+    slots = slots.replace(
         cache=cache,
         hidden=hidden.reshape(slots.hidden.shape),
         lengths=lengths,
@@ -196,6 +228,7 @@ def _one_token(params, config: ModelConfig, slots: Slots, options, banned, max_t
         log_probs=record(slots.log_probs, log_probs),
         entropies=record(slots.entropies, entropies),
     )
+    return _laid_out(slots, config.rules)
 
 
 def entropy(logits: jax.Array) -> jax.Array:

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
 
 from jvlmm.data.batch import Batch
 from jvlmm.models.activations import (
@@ -15,6 +14,7 @@ from jvlmm.models.activations import (
     layer_bytes,
     merger_bytes,
     score_bytes,
+    share_of,
     tower_forward_bytes,
 )
 from jvlmm.models.config import ModelConfig
@@ -58,20 +58,6 @@ def update_estimate(
         ),
         host=round(_kept(config, share, prepared, "full")) if config.remat == "offload" else 0,
         collectives=_collectives(prepared, config, share, trained, rules),
-    )
-
-
-def share_of(batch: Batch, mesh: Mesh | AbstractMesh, rules: ShardingRules, frame_patches: int) -> Share:
-    """One device's part of a batch that lies on `mesh`."""
-    pixels = None if batch.vision is None else batch.vision.pixels
-    axes = ("heads", "kv_heads", "mlp", "vision_heads", "vision_mlp", "vocab")
-    return Share(
-        rows=len(batch.tokens) // split_count(mesh, rules.batch),
-        length=batch.tokens.shape[1],
-        context=split_count(mesh, rules.length),
-        patches=0 if pixels is None else device_size(pixels) // pixels.shape[-1],
-        frame_patches=frame_patches,
-        **{axis: split_count(mesh, getattr(rules, axis)) for axis in axes},
     )
 
 

@@ -38,6 +38,12 @@ def head_flops(config: TextConfig, tokens: float) -> float:
     return 2.0 * config.hidden_size * config.vocab_size * tokens
 
 
+def group_flops(config: TextConfig, prompt: int, completion: int, group: int) -> float:
+    """FLOPs of one forward pass over a prompt and `group` completions of it; the head reads these alone."""
+    whole, alone = (decoder_flops(config, [n]) - head_flops(config, n) for n in (prompt + completion, prompt))
+    return alone + group * (whole - alone + head_flops(config, completion))
+
+
 def prefill_flops(config: ModelConfig, lengths: np.ndarray, patches: int, frame_patches: int) -> float:
     """FLOPs of prompts of `lengths` int [n] with `patches` patches of media; the head reads each one's last token."""
     skipped = head_flops(config.text, np.sum(lengths) - len(lengths))

@@ -9,16 +9,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from jvlmm.data.share import Share
 from jvlmm.errors import ConfigError
+from jvlmm.sharding.batches import batch_shardings, row_shards
 from jvlmm.sharding.exchange import Exchange
 from jvlmm.sharding.hosts import process_count, process_index
 from jvlmm.sharding.rules import ShardingRules, batch_sharding, replicated, split_count
 from jvlmm.training.state import TrainState
-
-
-def row_shards(mesh: Mesh, rules: ShardingRules) -> tuple[int, int]:
-    """Devices that split the rows of a batch, and devices that split each of those rows' media further."""
-    rows = split_count(mesh, rules.batch)
-    return rows, split_count(mesh, rules.media) // rows
 
 
 def check_lengths(length_buckets: Sequence[int], mesh: Mesh, rules: ShardingRules) -> None:
@@ -86,24 +81,6 @@ def _global_array(array: np.ndarray, shape: tuple[int, ...], sharding: NamedShar
         return array[first : first + stop - start]
 
     return jax.make_array_from_callback(shape, sharding, part)
-
-
-def batch_shardings(batch: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """A NamedSharding for every array of a batch: rows, and the media of rows in shards, over the axes of `batch`.
-
-    Arrays whose first axis does not divide (media that are not in shards) are replicated: slower, and the same.
-    """
-    whole = replicated(mesh)
-
-    def over(axis):
-        split, devices = batch_sharding(mesh, rules, axis), split_count(mesh, getattr(rules, axis))
-        return lambda array: split if array.ndim and array.shape[0] % devices == 0 else whole
-
-    shardings = jax.tree.map(over("batch"), batch)
-    vision = getattr(batch, "vision", None)
-    if vision is None or len(vision.pixels.shape) == 2:
-        return shardings
-    return shardings.replace(vision=jax.tree.map(over("media"), vision))
 
 
 def state_shardings(state: TrainState, params_shardings: Any, mesh: Mesh) -> TrainState:

@@ -19,6 +19,7 @@ from jvlmm.models.config import ModelConfig
 from jvlmm.objectives.grpo import GRPOConfig, policy_loss
 from jvlmm.objectives.kl import rollout_kl
 from jvlmm.objectives.token_weights import token_weights
+from jvlmm.sharding.batches import fetched
 from jvlmm.training.advantage_estimator import AdvantageEstimator
 from jvlmm.training.completions import diverging_log_probs, group_log_probs
 from jvlmm.training.experience import Draw, Experience, Gatherer, Group
@@ -127,8 +128,10 @@ class PolicyStep:
     estimator: AdvantageEstimator
     more: Draw  # further prompts
     seed: int
-    policy: Callable[[Any], Any] = lambda params: params  # what samples, of the parameters that are trained
-    reference: Any = None  # parameters of the reference model; with beta only
+    sampler: Callable[[Any], Any] = lambda params: params  # what samples, of the parameters that are trained
+    policy: Callable[[Any], Any] = lambda params: params  # what computes log-probs, likewise
+    reference: Callable[[Any], Any] | None = None  # the reference model, likewise; with beta only
+    place: Callable[[Any], Any] = lambda batch: batch  # puts a host batch on the devices
     tower_trained: bool = True  # or the merger; else features are kept, and the update begins with them
     record: Callable[[int, Sized[Group]], None] = lambda step, groups: None
 
@@ -143,13 +146,13 @@ class PolicyStep:
     def __call__(self, state: TrainState, given: Sized[Sized[Prompt]]) -> tuple[TrainState, dict[str, Any]]:
         number = int(state.step)
         prompts = [prompt for part in given for prompt in part]
-        policy = self.policy(state.params)
         if self.tower_trained:
             self.gatherer.features.forget()
-        experience = self.gatherer.gather(policy, prompts, self.more, _step_seed(self.seed, number))
+        seed = _step_seed(self.seed, number)
+        experience = self.gatherer.gather(self.sampler(state.params), prompts, self.more, seed)
         self.record(number + 1, experience.drawn)
         begun = time.perf_counter()
-        batches = self._batches(experience, policy)
+        batches = self._batches(experience, state.params)
         totals: list[dict[str, float]] = []
         state = state.replace(step=state.step * self.options.per_step)  # the schedule counts updates
         for _ in range(self.options.epochs):
@@ -160,10 +163,10 @@ class PolicyStep:
         seconds = {"seconds/update": time.perf_counter() - begun}
         return state, experience.metrics | update_metrics(totals) | seconds
 
-    def _batches(self, experience: Experience, policy: Any) -> list[GroupBatch]:
+    def _batches(self, experience: Experience, params: Any) -> list[GroupBatch]:
         rows, groups = self.options.rows, experience.groups
         parts = [groups[k : k + rows] for k in range(0, len(groups), rows)]
-        batches = [self._with_log_probs(self._collated(part), policy) for part in parts]
+        batches = [self._with_log_probs(self._collated(part), params) for part in parts]
         rewards = np.stack([group.rewards for group in groups])
         if self.objective.kl_place == "reward":
             of_rows = [
@@ -180,19 +183,24 @@ class PolicyStep:
     def _collated(self, groups: Sized[Group]) -> GroupBatch:
         prompts, rollouts = [group.prompt.sequence for group in groups], [group.rollouts for group in groups]
         features = None if self.tower_trained else [group.features for group in groups]
-        batch = collate_groups(prompts, rollouts, self.batch, self.config, features)
+        max_tokens = self.gatherer.engine.sampling.max_tokens
+        batch = collate_groups(prompts, rollouts, self.batch, self.config, features, max_tokens)
         if self.gatherer.options.skip_truncated:
             for row, of_prompt in enumerate(rollouts):
                 batch.rollout_mask[row] &= [rollout.finished for rollout in of_prompt]
         return batch
 
-    def _with_log_probs(self, batch: GroupBatch, policy: Any) -> GroupBatch:
+    def _with_log_probs(self, batch: GroupBatch, params: Any) -> GroupBatch:
         """With those of the policy that sampled, and of the reference model, where they are needed."""
+        models = {}
         if self.options.off_policy or self.objective.kl_place == "reward":
-            batch = batch.replace(old_log_probs=np.asarray(self._log_probs(policy, batch=batch)))
+            models["old_log_probs"] = self.policy
         if self.objective.beta:
-            batch = batch.replace(reference_log_probs=np.asarray(self._log_probs(self.reference, batch=batch)))
-        return batch
+            models["reference_log_probs"] = self.reference
+        if not models:
+            return batch
+        given = self.place(batch)
+        return batch.replace(**{name: fetched(self._log_probs(of(params), batch=given)) for name, of in models.items()})
 
 
 def update_metrics(updates: Sized[Mapping[str, float]]) -> dict[str, float]:

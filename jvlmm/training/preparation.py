@@ -48,10 +48,12 @@ def prepare(
     platform: str,
     lora: LoraOptions | None = None,
     seed: int = 0,
+    place: Callable[[Any], Any] | None = None,
 ) -> PreparedTraining:
     """Training of a model of `config` on the devices of `mesh`; `platform` as JAX names it.
 
-    With `lora` the state has a module of adapters, new ones of `seed`, and these alone are trained.
+    With `lora` the state has a module of adapters, new ones of `seed`, and these alone are trained. `place` puts a host
+    batch on the devices; None where every process has the rows of its own devices.
     """
     shapes, logical = abstract_params(config)
     adapted, extend = (), lambda params: params
@@ -64,5 +66,6 @@ def prepare(
     create = lambda params: create_state(extend(params), rule)  # noqa: E731
     state = jax.eval_shape(create, shapes)
     shardings = state_shardings(state, named_shardings(mesh, rules, logical, state.params), mesh)
-    step = make_train_step(loss_fn, rule, shardings, batch_placement(mesh, rules, batch_size), platform=platform)
+    place = place or batch_placement(mesh, rules, batch_size)
+    step = make_train_step(loss_fn, rule, shardings, place, platform=platform)
     return PreparedTraining(create, step, laid_out(state, shardings), shardings, optimizer.freeze, adapted)

@@ -9,7 +9,8 @@ from recipe_processes import finish, kill_after, start
 
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
 from jvlmm.errors import ConfigError
-from jvlmm.recipes.reinforcing import GRPO, RolloutList
+from jvlmm.recipes.reinforcing import GRPO
+from jvlmm.recipes.rollout_list import RolloutList
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.experience import GroupOptions
 from jvlmm.training.optimizer import OptimizerOptions

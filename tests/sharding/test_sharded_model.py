@@ -11,9 +11,10 @@ from toy_model import CONFIG, needs_eight
 from jvlmm.data.batch import BatchOptions, collate
 from jvlmm.data.sequence import Sequence
 from jvlmm.models import qwen2_5_vl
+from jvlmm.sharding.batches import row_shards
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules, named_shardings, replicated
-from jvlmm.training.placement import batch_placement, row_shards
+from jvlmm.training.placement import batch_placement
 from jvlmm.training.sft import make_sft_loss
 from jvlmm.video.clip import Patches
 

@@ -18,6 +18,7 @@ from jvlmm.errors import CheckpointError, ConfigError
 from jvlmm.models.huggingface.convert import to_huggingface
 from jvlmm.models.huggingface.save import write_json
 from jvlmm.models.qwen2_5_vl import abstract_params, stack_layers
+from jvlmm.sharding.batches import row_shards
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules
 from jvlmm.training import preparation
@@ -32,7 +33,6 @@ from jvlmm.training.lora import (
     with_adapters,
 )
 from jvlmm.training.optimizer import OptimizerOptions
-from jvlmm.training.placement import row_shards
 from jvlmm.training.sft import make_sft_loss
 from jvlmm.training.state import TrainState
 from jvlmm.video.clip import Patches

@@ -121,7 +121,7 @@ def make(weights, model, tokenizer, rewards):
             estimator=AdvantageEstimator(objective),
             more=more or (lambda: pytest.fail("no further prompts are wanted")),
             seed=0,
-            reference=jax.tree.map(jnp.array, weights) if objective.beta else None,
+            reference=(lambda _: weights) if objective.beta else None,
             tower_trained=not freeze,
             record=lambda number, groups: recorded.append((number, groups)),
         )

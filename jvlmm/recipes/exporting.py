@@ -1,0 +1,44 @@
+"""What a training stage leaves behind: a model folder, and its adapters where it trained these."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from jvlmm.data.processor_files import write_timestamps
+from jvlmm.models.config import ModelConfig
+from jvlmm.models.huggingface import save_adapter, save_checkpoint
+from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters
+
+ExportType = Literal["float32", "bfloat16"]
+
+
+def export(
+    workdir: Path,
+    name: str,
+    folder: Path,
+    config: ModelConfig,
+    params: dict[str, Any],
+    shardings: dict[str, Any],
+    lora: LoraOptions | None,
+    dtype: ExportType,
+    timestamps: str | None,
+    donate: bool = True,
+) -> dict[str, str]:
+    """Write `models/NAME` and, with `lora`, `adapters/NAME`; returns their paths in `workdir`, `path` and `adapter`.
+
+    `folder` is where the model came from; `shardings` are those of `params`, the adapters among them; `timestamps` are
+    what prompts said of times, where they did not follow the folder. With `donate` the parameters may be used up.
+    """
+    params, paths = dict(params), {"path": f"models/{name}"}
+    if lora is not None:
+        adapters, paths["adapter"] = params.pop(ADAPTERS), f"adapters/{name}"
+        save_adapter(workdir / paths["adapter"], adapters, config, lora.alpha, str(folder))
+        merge = partial(merge_adapters, options=lora, dtype=dtype)
+        kept = {module: sharding for module, sharding in shardings.items() if module != ADAPTERS}
+        params = jax.jit(merge, out_shardings=kept, donate_argnums=0 if donate else ())(params, adapters)
+    save_checkpoint(workdir / paths["path"], params, config, dtype=dtype, source_dir=folder)
+    if timestamps is not None and jax.process_index() == 0:
+        write_timestamps(workdir / paths["path"], timestamps)
+    return paths
