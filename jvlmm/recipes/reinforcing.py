@@ -91,6 +91,7 @@ class GRPO:
     evaluate_every: int = 50
     log_every: int = 1
     checkpoint_every: int = 50
+    seed: int | None = None  # of prompts and rollouts; None: that of the recipe
     wandb_project: str | None = None
     export_dtype: ExportType = "bfloat16"
 
@@ -99,7 +100,7 @@ class GRPO:
             raise ConfigError("sampling.temperature=0: greedy rollouts are all alike; set a temperature, usually 1")
         if self.sampling.seed:
             raise ConfigError(
-                f"sampling.seed={self.sampling.seed} has no effect on rollouts, which follow the seed of the recipe; "
+                f"sampling.seed={self.sampling.seed} has no effect on rollouts, which follow the seed of the stage; "
                 "set that one, and leave it at 0"
             )
         parts = -(-self.prompts // self.update.rows)
@@ -133,12 +134,13 @@ class GRPO:
     def run(self, run: Run) -> dict[str, Any]:
         if process_count() > 1:
             raise ConfigError(f"stage {self.name!r} runs in one process; start the recipe with one")
+        seed = run.seed if self.seed is None else self.seed
         folder, rejected = run.resolve(self.model), Rejections(run.workdir / "rejected.jsonl")
         rewarder = make_rewarder(self.rewards)
         examples = open_sources(run, self.sources, rejected)
         meshes = self.meshes(jax.devices())
         with ExitStack() as stack:
-            policy = self.prepare(load_config(folder), meshes, jax.default_backend(), run.seed)
+            policy = self.prepare(load_config(folder), meshes, jax.default_backend(), seed)
             processor = Processor(
                 ChatTokenizer.from_pretrained(folder),
                 policy.rollout_config,
@@ -146,14 +148,14 @@ class GRPO:
                 stack.enter_context(self.vision.decoder()),
             )
             stream = partial(PromptStream, examples, processor, self.of_prompt, self.prompts)
-            prompts = stack.enter_context(stream(run.seed, rejected, rewarder.check, self.pipeline))
+            prompts = stack.enter_context(stream(seed, rejected, rewarder.check, self.pipeline))
             writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
             modules = None if self.lora is None else (ADAPTERS,)
             checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules))
             progress = stack.enter_context(Progress(self.name, show=("reward", "response_tokens", "seconds/update")))
             stack.enter_context(jax.set_mesh(meshes.training))
             params = load_params(folder, policy.config, policy.base(policy.training.shardings.params))
-            step, data = self.step(run, params, policy, processor, rewarder, prompts)
+            step, data = self.step(run, params, policy, processor, rewarder, prompts, seed)
             create, shardings = policy.training.create, policy.training.shardings
             state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
             options = FitOptions(
@@ -220,6 +222,7 @@ class GRPO:
         processor: Processor,
         rewarder: Rewarder,
         prompts: PromptStream,
+        seed: int,
     ) -> tuple[PolicyStep, PolicyData]:
         """What a step does, beginning with `params`."""
         reference, mesh = None, policy.meshes.rollout
@@ -245,7 +248,7 @@ class GRPO:
             gatherer=gatherer,
             estimator=data.estimator,
             more=lambda: next(prompts)[0],
-            seed=run.seed,
+            seed=seed,
             sampler=policy.sampler,
             policy=policy.policy,
             reference=reference,

@@ -126,7 +126,9 @@ def test_a_step_is_that_of_one_device(take, one_device, params, options):
     for name in ("loss", "grad_norm", "kl", "sampler_gap", "reward", "entropy"):
         assert metrics[name] == pytest.approx(of_one[name], rel=1e-4, abs=2e-6), name
     assert metrics["sampler_gap"] < 1e-5 and metrics["grad_norm"] > 1e-3
-    moved = {name for name in params if any((a != b).any() for a, b in zip(*leaves(weights, params, name)))}
+    moved = {
+        name for name in params if any((a != b).any() for a, b in zip(*leaves(weights, params, name), strict=True))
+    }
     assert moved == (set() if "lora" in options else set(params) - set(options.get("freeze", ())))
     if "lora" in options:
         assert all((x != 0).any() for x in jax.tree.leaves(weights[ADAPTERS])), "B begins at 0"
