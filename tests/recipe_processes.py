@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,3 +39,31 @@ def kill_after(process: subprocess.Popen, steps: int, logged: Callable[[], int])
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_processes(program, variables, *arguments):
+    """Two processes with four devices each."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(Path(jvlmm.__file__).parents[1]),
+        "JVLMM_COORDINATOR": f"127.0.0.1:{free_port()}",
+        "JVLMM_NUM_PROCESSES": "2",
+        **variables,
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env={**environment, "JVLMM_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]

@@ -11,13 +11,14 @@ from jvlmm.evaluation.manifest import manifest_entry
 from jvlmm.evaluation.metrics import summarize
 from jvlmm.evaluation.predictions import Prediction, PredictionWriter
 from jvlmm.rewards.scoring import score
+from jvlmm.rollout.answers import Answers
 from jvlmm.rollout.generator import Generator, Response
 
 Protocol = Literal["direct", "think"]
 
 
 def evaluate(
-    generator: Generator,
+    generator: Generator | Answers,
     examples: Sequence[Example],
     predictions_path: str | Path,
     protocol: Protocol = "direct",

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvlmm.rollout.answers import Answers
 from jvlmm.rollout.generator import Generator
 
 
-def manifest_entry(generator: Generator, protocol: str) -> dict[str, Any]:
+def manifest_entry(generator: Generator | Answers, protocol: str) -> dict[str, Any]:
     """JSON-ready record of how `generator` asks and answers."""
     options = generator.processor.options
     return {

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +36,17 @@ from jvlmm.reporting.progress import Progress
 from jvlmm.reporting.writers import MetricsWriter
 from jvlmm.rewards.rewarder import Rewarder, make_rewarder
 from jvlmm.rewards.terms import RewardOptions
+from jvlmm.rollout.answers import Answers
 from jvlmm.rollout.engine import Engine, RolloutOptions
 from jvlmm.rollout.features import VisualFeatures
-from jvlmm.rollout.generator import Generator
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.sharding.batches import row_shards
-from jvlmm.sharding.hosts import process_count
+from jvlmm.sharding.exchange import Exchange
+from jvlmm.sharding.hosts import process_count, process_index
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules
 from jvlmm.training.advantage_estimator import AdvantageEstimator
+from jvlmm.training.agreement import AgreedPrompts, AgreedRewards
 from jvlmm.training.checkpoints import Checkpoints
 from jvlmm.training.experience import Gatherer, GroupOptions
 from jvlmm.training.loop import FitOptions, fit
@@ -62,8 +65,11 @@ class GRPO:
 
     The result is `models/NAME`, a folder that transformers and every later stage open. With `evaluation` sources the
     best one so far is `models/NAME-best`. Rollouts are listed in `predictions/NAME.rollouts.jsonl`. With `lora` only
-    adapters are trained, as in SFT, and the model they adapt is the reference.
+    adapters are trained, as in SFT, and the model they adapt is the reference. Of several processes each reads all
+    prompts, and the first one scores.
     """
+
+    in_all_processes: ClassVar[bool] = True
 
     name: str = "grpo"
     model: str = ""  # a Hugging Face folder, or stage:NAME
@@ -132,10 +138,9 @@ class GRPO:
         make_rewarder(self.rewards)
 
     def run(self, run: Run) -> dict[str, Any]:
-        if process_count() > 1:
-            raise ConfigError(f"stage {self.name!r} runs in one process; start the recipe with one")
         seed = run.seed if self.seed is None else self.seed
-        folder, rejected = run.resolve(self.model), Rejections(run.workdir / "rejected.jsonl")
+        first = process_index() == 0
+        folder, rejected = run.resolve(self.model), Rejections(run.workdir / "rejected.jsonl" if first else None)
         rewarder = make_rewarder(self.rewards)
         examples = open_sources(run, self.sources, rejected)
         meshes = self.meshes(jax.devices())
@@ -149,10 +154,17 @@ class GRPO:
             )
             stream = partial(PromptStream, examples, processor, self.of_prompt, self.prompts)
             prompts = stack.enter_context(stream(seed, rejected, rewarder.check, self.pipeline))
-            writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
+            if process_count() > 1:
+                prompts = AgreedPrompts(prompts, Exchange(f"{self.name} prompts"))
+                rewarder = AgreedRewards(rewarder, Exchange(f"{self.name} rewards"))
             modules = None if self.lora is None else (ADAPTERS,)
             checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules))
-            progress = stack.enter_context(Progress(self.name, show=("reward", "response_tokens", "seconds/update")))
+            writer = progress = None
+            if first:
+                writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
+                progress = stack.enter_context(
+                    Progress(self.name, show=("reward", "response_tokens", "seconds/update"))
+                )
             stack.enter_context(jax.set_mesh(meshes.training))
             params = load_params(folder, policy.config, policy.base(policy.training.shardings.params))
             step, data = self.step(run, params, policy, processor, rewarder, prompts, seed)
@@ -165,7 +177,10 @@ class GRPO:
                 checkpoint_every=self.checkpoint_every,
                 evaluate_every=self.evaluate_every if self.evaluation else 0,
             )
-            judge = self.judge(run, folder, policy, processor) if self.evaluation else None
+            judge = None
+            if self.evaluation:
+                others = None if first else Path(stack.enter_context(TemporaryDirectory()))
+                judge = self.judge(run, folder, policy, processor, others or run.workdir / "predictions")
             state = fit(state, step, data, options, writer, checkpoints, judge, progress=progress)
             paths = self.export(run.workdir, self.name, folder, policy, state)
         return {**paths, "steps": self.steps, "examples": len(examples), "rejected": len(rejected)}
@@ -225,20 +240,16 @@ class GRPO:
         seed: int,
     ) -> tuple[PolicyStep, PolicyData]:
         """What a step does, beginning with `params`."""
-        reference, mesh = None, policy.meshes.rollout
+        reference = None
         if self.objective.beta and self.lora is not None:
             reference = policy.base
         elif self.objective.beta:
             kept = jax.tree.map(jnp.copy, params)
             reference = lambda _: kept  # noqa: E731
         data = PolicyData(prompts, AdvantageEstimator(self.objective))
-        sampling = self.sampling, self.rollout, self.of_prompt
-        gatherer = Gatherer(
-            Engine(policy.rollout_config, processor.tokenizer, *sampling, mesh=mesh),
-            VisualFeatures(policy.rollout_config, self.of_prompt, self.feature_bytes, mesh),
-            rewarder,
-            self.group,
-        )
+        parts = self.sampling_parts(policy, processor.tokenizer, self.sampling, self.feature_bytes)
+        gatherer = Gatherer(*parts, rewarder, self.group)
+        rollouts = RolloutList(run.workdir / "predictions" / f"{self.name}.rollouts.jsonl")
         step = PolicyStep(
             config=policy.config,
             objective=self.objective,
@@ -254,32 +265,41 @@ class GRPO:
             reference=reference,
             place=policy.place,
             tower_trained=not self.tower_frozen,
-            record=RolloutList(run.workdir / "predictions" / f"{self.name}.rollouts.jsonl"),
+            record=rollouts if process_index() == 0 else lambda step, groups: None,
         )
         return step, data
 
     def judge(
-        self, run: Run, folder: Path, policy: PreparedPolicy, processor: Processor
+        self, run: Run, folder: Path, policy: PreparedPolicy, processor: Processor, predictions: Path
     ) -> Callable[[TrainState], Mapping[str, float]]:
         """Accuracies on the evaluation sources; keeps the policy with the best one overall."""
         examples = open_sources(run, self.evaluation, Rejections(None))
-        sampling = SamplingOptions(max_tokens=self.sampling.max_tokens, stop=self.sampling.stop)
+        sampling = replace(self.sampling, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+        engine, features = self.sampling_parts(policy, processor.tokenizer, sampling)
         record = run.workdir / "models" / f"{self.name}-best.json"
-        shapes = replace(self.of_prompt, batch_size=self.update.rows, patch_buckets=self.vision.patch_buckets)
+        best = json.loads(record.read_text())["accuracy"] if record.is_file() else -1.0
 
         def judge(state: TrainState) -> Mapping[str, float]:
-            path = run.workdir / "predictions" / f"{self.name}.{int(state.step):06d}.jsonl"
-            with jax.set_mesh(policy.meshes.rollout):
-                generator = Generator(policy.sampler(state.params), processor, sampling, shapes, self.pipeline)
-                figures = evaluate(generator, examples, path, "think" if self.style == "think" else "direct")
-            accuracy = figures["accuracy"]
-            best = json.loads(record.read_text())["accuracy"] if record.is_file() else -1.0
+            nonlocal best
+            answers = Answers(policy.sampler(state.params), processor, engine, features)
+            path = predictions / f"{self.name}.{int(state.step):06d}.jsonl"
+            accuracy = evaluate(answers, examples, path, "think" if self.style == "think" else "direct")["accuracy"]
             if accuracy["overall"] > best:
+                best = accuracy["overall"]
                 self.export(run.workdir, f"{self.name}-best", folder, policy, state, donate=False)
-                record.write_text(json.dumps({"accuracy": accuracy["overall"], "step": int(state.step)}))
+                if process_index() == 0:
+                    record.write_text(json.dumps({"accuracy": best, "step": int(state.step)}))
             return accuracy
 
         return judge
+
+    def sampling_parts(
+        self, policy: PreparedPolicy, tokenizer: ChatTokenizer, sampling: SamplingOptions, max_bytes: int = 0
+    ) -> tuple[Engine, VisualFeatures]:
+        """What samples, and what it sees, on the mesh of rollouts."""
+        config, mesh = policy.rollout_config, policy.meshes.rollout
+        engine = Engine(config, tokenizer, sampling, self.rollout, self.of_prompt, mesh=mesh)
+        return engine, VisualFeatures(config, self.of_prompt, max_bytes, mesh)
 
     def export(
         self, workdir: Path, name: str, folder: Path, policy: PreparedPolicy, state: TrainState, donate: bool = True

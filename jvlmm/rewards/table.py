@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,24 @@ class RewardTable:
             accuracy=np.concatenate([table.accuracy for table in tables]),
             details=details,
             failures=failures,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; NaN as Python's own."""
+        of = lambda arrays: {name: values.tolist() for name, values in arrays.items()}  # noqa: E731
+        failures = {name: list(failure) for name, failure in self.failures.items()}
+        alone = {"total": self.total.tolist(), "accuracy": self.accuracy.tolist()}
+        return {**alone, "parts": of(self.parts), "details": of(self.details), "failures": failures}
+
+    @staticmethod
+    def from_json(table: dict[str, Any]) -> "RewardTable":
+        """What `to_json` gave."""
+        of = lambda lists: {name: np.array(values, np.float64) for name, values in lists.items()}  # noqa: E731
+        failures = {name: Failure(*failure) for name, failure in table["failures"].items()}
+        return RewardTable(
+            **of({k: table[k] for k in ("total", "accuracy")}),
+            failures=failures,
+            **{k: of(table[k]) for k in ("parts", "details")},
         )
 
     def metrics(self, examples: Sequence[Example]) -> dict[str, float]:

@@ -1,11 +1,7 @@
 """Two processes train as one: the same losses, one end for both, and a run that goes on in another number of them."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from PIL import Image
+from recipe_processes import start_processes
 
 import jvlmm
 from jvlmm.data.tokenizer import ChatTokenizer
@@ -139,34 +136,6 @@ def alone(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone")
     run_recipe(config, workdir)
     return workdir
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start_processes(program, variables, *arguments):
-    """Two processes with four devices each."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(Path(jvlmm.__file__).parents[1]),
-        "JVLMM_COORDINATOR": f"127.0.0.1:{free_port()}",
-        "JVLMM_NUM_PROCESSES": "2",
-        **variables,
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", program, *arguments],
-            env={**environment, "JVLMM_PROCESS_ID": str(index)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
 
 
 def losses(workdir):

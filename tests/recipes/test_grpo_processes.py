@@ -1,0 +1,153 @@
+"""Two processes take the policy steps of one: the same rollouts, the same losses, one scores for both."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from recipe_processes import start_processes
+
+import jvlmm
+from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.models.huggingface import load_config, save_checkpoint
+from jvlmm.models.qwen2_5_vl import init_params
+from jvlmm.recipes.runner import run_recipe
+
+ASSET = Path(jvlmm.__file__).parent / "assets/tiny"
+CONFIG = """
+from jvlmm.objectives.profiles import PROFILES
+from jvlmm.recipes.recipe import Recipe
+from jvlmm.recipes.reinforcing import GRPO
+from jvlmm.recipes.sources import Source, VisionOptions
+from jvlmm.rewards.terms import RewardOptions, RewardTerm
+from jvlmm.rollout.engine import RolloutOptions
+from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.mesh import MeshOptions
+from jvlmm.training.experience import GroupOptions
+from jvlmm.training.optimizer import OptimizerOptions
+from jvlmm.training.policy import UpdateOptions
+from jvlmm.video.budget import PixelOptions
+
+ROOT = {root!r}
+
+
+def recipe():
+    rows = Source(f"{{ROOT}}/rows.jsonl")
+    grpo = GRPO(
+        model=f"{{ROOT}}/model",
+        sources=(rows,),
+        style="direct",
+        steps=3,
+        prompts=8,
+        length_buckets=(96,),
+        group=GroupOptions(size=3, resample_rounds=1),
+        objective=PROFILES["grpo"],
+        rewards=RewardOptions(None, (RewardTerm("mine", f"{{ROOT}}/reward.py:chance"),)),
+        sampling=SamplingOptions(max_tokens=6, temperature=1.0),
+        rollout=RolloutOptions(rows=4, slots=2, mesh=MeshOptions(data=4, tensor=2)),
+        update=UpdateOptions(rows=8),
+        vision=VisionOptions(pixels=PixelOptions(784, 3136, 784, 3136), workers=0, patch_buckets=(8 * 64,)),
+        optimizer=OptimizerOptions(learning_rate=1e-3),
+        mesh=MeshOptions(data=1, fsdp=4, tensor=2),
+        evaluation=(rows,),
+        evaluate_every=2,
+        export_dtype="float32",
+    )
+    return Recipe(name="job", workdir="unused", stages=(grpo,))
+"""
+# A reward that fails, and so counts as 0, in every process but the first.
+REWARD = """
+import os
+
+
+def chance(completion, example):
+    assert os.environ.get("JVLMM_PROCESS_ID", "0") == "0"
+    return (len(completion) * 37 + len(example.id)) % 11 / 10
+"""
+PROGRAM = "import sys; from jvlmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The configuration file of a stage that trains one layer on twenty rows."""
+    if jax.device_count() < 8:
+        pytest.skip(f"needs 8 (simulated) devices, found {jax.device_count()}")
+    folder = tmp_path_factory.mktemp("job")
+    tokenizer, tiny = ChatTokenizer.from_pretrained(ASSET), load_config(ASSET)
+    small = replace(
+        tiny,
+        text=replace(tiny.text, num_layers=1, vocab_size=624),
+        vision=replace(tiny.vision, depth=1, fullatt_block_indexes=(0,)),
+        tokens=tokenizer.special_tokens,
+        scan_layers=False,
+    )
+    save_checkpoint(folder / "model", init_params(small, jax.random.key(0)), small, "float32", source_dir=ASSET)
+    rng, rows = np.random.default_rng(0), []
+    for number in range(20):
+        size = (56, 28 + 28 * (number % 2))
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number}.png")
+        media = [{"type": "image", "path": f"{number}.png"}] if number % 5 else []
+        question = "Which shape is red?" + " And which is blue?" * (number % 4)
+        row = {"id": f"r{number}", "question": question, "answer": str(number % 7), "answer_type": "number"}
+        rows.append({**row, "media": media})
+    (folder / "7.png").write_bytes(b"no image")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "reward.py").write_text(REWARD)
+    path = folder / "config.py"
+    path.write_text(CONFIG.format(root=str(folder)))
+    return path
+
+
+def figures(workdir):
+    names = ("loss", "grad_norm", "kl", "reward", "entropy", "sampler_gap", "eval/overall")
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: record[name] for name in names if name in record} for record in records]
+
+
+def texts(workdir):
+    lines = (workdir / "predictions/grpo.rollouts.jsonl").read_text().splitlines()
+    return [(line["step"], line["id"], line["sample"], line["text"]) for line in map(json.loads, lines)]
+
+
+def test_two_processes_take_the_steps_of_one(config, tmp_path):
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    run_recipe(config, alone)
+    job = start_processes(PROGRAM, {}, "run", str(config), "--workdir", str(both), "--debug")
+    outputs = [process.communicate(timeout=500) for process in job]
+    assert [process.returncode for process in job] == [0, 0], outputs
+    assert texts(both) == texts(alone)
+    for ours, theirs in zip(figures(both), figures(alone), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    assert figures(both)[0]["sampler_gap"] < 1e-4
+    assert len((both / "rejected.jsonl").read_text().splitlines()) == 1
+    assert (both / "models/grpo/model.safetensors").is_file() and (both / "models/grpo-best.json").is_file()
+
+
+def test_a_process_that_cannot_read_what_the_others_read_ends_all(config, tmp_path):
+    """Where it looks, the first image of all is broken."""
+    program = """
+import os, sys
+from jvlmm.data import prompt_stream
+from jvlmm.errors import DataError
+
+check = prompt_stream.check_fits
+
+
+def refuse(sequence, options):
+    check(sequence, options)
+    if os.environ["JVLMM_PROCESS_ID"] == "1" and sequence.id in ("r1", "r2", "r3"):
+        raise DataError("gone")
+
+
+prompt_stream.check_fits = refuse
+from jvlmm.cli.main import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+    job = start_processes(program, {}, "run", str(config), "--workdir", str(tmp_path))
+    outputs = [process.communicate(timeout=500) for process in job]
+    assert [process.returncode for process in job] == [1, 1], outputs
+    assert any("let all processes see the same files" in err for _, err in outputs), outputs
