@@ -10,6 +10,7 @@ from jvlmm.bench.hardware import describe
 from jvlmm.bench.process import BenchError, WorkerProcess
 from jvlmm.bench.rounds import Seconds, check_preset, in_rounds, measure, write_model
 from jvlmm.models.presets import PRESETS
+from jvlmm.sharding.accelerators import accelerator_of
 
 SIDES = ("shared", "naive")
 Facts = dict[str, dict[str, Any]]  # of every side
@@ -17,7 +18,8 @@ _TOGETHER = (
     (("shared", "rollout"), ("shared", "rollout_one"), ("naive", "rollout")),
     (("shared", "update"), ("naive", "update")),
 )
-_TOLERANCE = 1e-3  # relative; of loss, gradient norm and log-probs of the first update with the same weights
+# Relative; of loss, gradient norm and log-probs of the first update with the same weights.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
 def run(
@@ -53,7 +55,7 @@ def run(
         "preset": preset,
         "rounds": rounds,
         "sizes": workload.sizes(config),
-        "measures": [*_ratios(seconds, facts, workload.group), *_raw(seconds, facts)],
+        "measures": [*_ratios(seconds, facts, workload.group), *_raw(seconds, facts), *_shares(seconds, facts)],
     }
 
 
@@ -64,15 +66,16 @@ def _measure_speed(folder: Path, threads: int, rounds: int, workload: GroupWorkl
         results: dict[str, dict[str, Any]] = {side: {} for side in SIDES}
         for side, name in (pair for measures in _TOGETHER for pair in measures):
             results[side][name] = workers[side].ask(name)["result"]
-        _check_equal(results, workload)
-        return in_rounds(workers, _TOGETHER, rounds), {side: worker.ask("facts") for side, worker in workers.items()}
+        facts = {side: worker.ask("facts") for side, worker in workers.items()}
+        _check_equal(results, workload, facts["shared"]["dtype"])
+        return in_rounds(workers, _TOGETHER, rounds), facts
 
 
-def _check_equal(results: dict[str, dict[str, Any]], workload: GroupWorkload) -> None:
+def _check_equal(results: dict[str, dict[str, Any]], workload: GroupWorkload, dtype: str = "float32") -> None:
     """BenchError unless both did the work: as many tokens, and the same first update."""
     shared, naive = (results[side]["update"] for side in SIDES)
     for name, value in naive.items():
-        if not abs(shared[name] - value) <= _TOLERANCE * max(abs(value), 1e-2):
+        if not abs(shared[name] - value) <= _TOLERANCE[dtype] * max(abs(value), 1e-2):
             raise BenchError(f"the layouts do not compute the same: {name} {shared[name]} against {value}")
     for side in SIDES:
         lengths = [len(tokens) for tokens in results[side]["rollout"]]
@@ -96,3 +99,13 @@ def _raw(seconds: Seconds, facts: Facts) -> list[dict[str, object]]:
     of_updates = [(f"{side}_update_memory", facts[side]["update_memory"]) for side in SIDES]
     of_updates.append(("naive_row_update_memory", facts["naive"]["row_update_memory"]))
     return made + [measure(name, value, "bytes") for name, value in of_updates]
+
+
+def _shares(seconds: Seconds, facts: Facts) -> list[dict[str, object]]:
+    """MFU of the shared update, its FLOPs counted once for prompt and media; nothing on a CPU."""
+    shared = facts["shared"]
+    peak = accelerator_of(shared["device_kind"])
+    if shared["platform"] == "cpu" or peak is None:
+        return []
+    per_second = shared["update_flops"] / median(seconds["shared"]["update"])
+    return [measure("shared_update_mfu", per_second / peak.bfloat16_flops, "share")]

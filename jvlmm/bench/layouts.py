@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jvlmm.bench.group_workload import GroupWorkload, make_rollouts
-from jvlmm.bench.own import sequences
+from jvlmm.bench.own import device_peak, sequences
 from jvlmm.bench.workload import make_arrays
 from jvlmm.data.batch import Batch, BatchOptions, collate
 from jvlmm.data.groups import GroupBatch, collate_groups, separate_rows
@@ -29,6 +29,7 @@ from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.generate import generate
 from jvlmm.rollout.sampling import SamplingOptions, banned_tokens
 from jvlmm.training.completions import row_log_probs
+from jvlmm.training.flops import group_flops, vision_flops
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
 from jvlmm.training.policy import make_policy_loss
 from jvlmm.training.state import create_state
@@ -78,7 +79,12 @@ class _Layout:
         return _allocated(self.step.trace(self.state, self.whole()))
 
     def facts(self) -> dict[str, Any]:
-        return {"device_kind": jax.devices()[0].device_kind, "update_memory": self.memory()}
+        device = jax.devices()[0]
+        told = {"platform": device.platform, "device_kind": device.device_kind, "dtype": self.config.dtype}
+        return {**told, "update_memory": self.memory()}
+
+    def device_peak(self) -> int | None:
+        return device_peak()
 
 
 class Shared(_Layout):
@@ -110,6 +116,13 @@ class Shared(_Layout):
         options = self.options(1, self.prompt.length)
         batch = collate_groups([self.prompt], [self.rollouts], options, self.config)
         return batch.replace(advantages=self.advantages[None])
+
+    def facts(self) -> dict[str, Any]:
+        sizes, (patches,) = self.workload, self.prompt.patches
+        _, height, width = patches.grid
+        decoder = group_flops(self.config.text, sizes.prompt, sizes.completion, sizes.group)
+        tower = vision_flops(self.config.vision, len(patches.pixels), height * width)
+        return super().facts() | {"update_flops": 3 * (decoder + tower)}
 
     def _sample(self, group: int) -> list[list[int]]:
         features = self.features.of(self.state.params, [self.prompt])

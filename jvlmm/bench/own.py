@@ -66,9 +66,19 @@ class Own:
         return {
             "platform": device.platform,
             "device_kind": device.device_kind,
+            "dtype": self.config.dtype,
             "train_flops": model_flops(self.config, self.batch),
             "decode_bytes": weights + cached * np.dtype(self.config.dtype).itemsize,
         }
+
+    def device_peak(self) -> int | None:
+        return device_peak()
+
+
+def device_peak() -> int | None:
+    """Bytes of an accelerator's memory at the peak of this process; None where that is the host's."""
+    stats = jax.devices()[0].memory_stats()
+    return stats and stats.get("peak_bytes_in_use")
 
 
 def make_batch(arrays: Arrays, config: ModelConfig) -> Batch:

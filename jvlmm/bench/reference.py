@@ -81,6 +81,9 @@ class Reference:
     def facts(self) -> dict[str, object]:
         return {"platform": self.device}
 
+    def device_peak(self) -> int | None:
+        return torch.cuda.max_memory_allocated() if self.device == "cuda" else None
+
     def _draw(self, logits):
         """Greedy tokens int64 [B, 1] of logits [B, 1, V]."""
         logits[:, :, self.banned] = -torch.inf

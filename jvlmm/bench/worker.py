@@ -26,6 +26,9 @@ class Side(Protocol):
     def facts(self) -> dict[str, Any]:
         """The platform, and what only this side can count."""
 
+    def device_peak(self) -> int | None:
+        """Bytes of the accelerator's memory at the peak of this process; None on a CPU."""
+
 
 def open_side(name: str, folder: Path) -> Side:
     """Import what this side needs and no more: each framework brings threads and memory of its own."""
@@ -51,13 +54,16 @@ def timed(side: Side, measure: str) -> tuple[float, Any]:
 
 
 def peak_of(side: Side, measure: str, times: int) -> int:
-    """Bytes of memory at the peak of a measure, taken so many times after as many that do not count."""
+    """Bytes of memory at the peak of a measure, taken so many times after as many that do not count.
+
+    Of an accelerator's memory those that do not count are in it, too.
+    """
     for _ in range(times):
         getattr(side, measure)()
     reset_peak()
     for _ in range(times):
         getattr(side, measure)()
-    return peak_bytes()
+    return side.device_peak() or peak_bytes()
 
 
 def serve(side: Side, requests, answer) -> None:

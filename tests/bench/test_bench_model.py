@@ -7,6 +7,7 @@ import pytest
 from jvlmm.bench import model
 from jvlmm.bench.hardware import describe
 from jvlmm.bench.process import BenchError, WorkerProcess
+from jvlmm.bench.rounds import measure
 from jvlmm.bench.worker import peak_of, serve
 from jvlmm.bench.workload import Arrays, Workload, make_arrays, small_workload
 from jvlmm.models.presets import PRESETS
@@ -46,12 +47,18 @@ def test_the_batch_has_clips_questions_and_answers(tmp_path):
 
 def test_sides_that_differ_are_refused():
     same = {"tower": None, "prefill": None, "decode": [1, 2], "train": 2.0}
-    check = lambda other: model._check_equal({"jvlmm": same, "transformers": same | other})  # noqa: E731
-    check({"train": 2.001})
+
+    def check(other, dtype="float32"):
+        return model._check_equal({"jvlmm": same, "transformers": same | other}, dtype)
+
+    assert check({"train": 2.001}) == []
     with pytest.raises(BenchError, match="loss"):
         check({"train": 2.1})
     with pytest.raises(BenchError, match="greedy tokens"):
         check({"decode": [1, 3]})
+    assert check({"train": 2.03, "decode": [1, 3]}, "bfloat16") == [measure("equal_tokens", 0.5, "share")]
+    with pytest.raises(BenchError, match="loss"):
+        check({"train": 2.1}, "bfloat16")
 
 
 def test_ratios_are_theirs_over_ours_of_medians():
@@ -100,6 +107,9 @@ class Allocating:
     def train(self):
         self.steps += 1
         return float(np.ones(64 * 2**20, np.uint8)[-1])
+
+    def device_peak(self):
+        return None
 
     def facts(self):
         return {"platform": "cpu"}
