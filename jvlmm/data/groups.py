@@ -25,6 +25,7 @@ class Rollout:
     log_probs: np.ndarray  # float32 [C], of the sampler at temperature 1
     entropies: np.ndarray  # float32 [C] in nats, of the sampler's distribution at temperature 1
     finished: bool  # False where the limit on tokens cut it
+    offline: bool = False  # written by another policy: log_probs and entropies are 0 and say nothing
 
 
 @flax.struct.dataclass
@@ -48,6 +49,7 @@ class GroupBatch:
     features: np.ndarray | None  # see `with_features`, for one that is not; None where no row has media
     old_log_probs: np.ndarray | None = None  # float32 [B, G, C] of the policy that sampled; None where it is this one
     reference_log_probs: np.ndarray | None = None  # float32 [B, G, C]
+    offline: np.ndarray | None = None  # bool [B, G], rollouts that another policy wrote; None where there can be none
 
     @property
     def prefix(self) -> SharedPrefix:

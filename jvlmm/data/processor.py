@@ -110,6 +110,17 @@ class Processor:
         learnt = [self._single_token(example.id, text) for text in example.learn]
         return replace(sequence, loss_mask=sequence.loss_mask & np.isin(sequence.tokens, learnt))
 
+    def response(self, example: Example) -> np.ndarray:
+        """int32 [C]: the tokens that follow `prompt` where the assistant gives the example's response; its end, too."""
+        messages = render(example, self.options.style)
+        said = {"role": "assistant", "content": example.response}
+        try:
+            prompt, _ = self.tokenizer.encode_chat(messages, add_generation_prompt=True)
+            tokens, mask = self.tokenizer.encode_chat([*messages, said])
+        except DataError as error:
+            raise DataError(f"{example.id}: {error}") from error
+        return tokens[len(prompt) :][mask[len(prompt) :]]
+
     def _single_token(self, example_id: str, text: str) -> int:
         tokens = self.tokenizer.encode(text)
         if len(tokens) != 1:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grain
+import numpy as np
 
 from jvlmm.data.batch import BatchOptions, check_fits
 from jvlmm.data.example import Example
@@ -22,6 +23,7 @@ class Prompt:
 
     example: Example
     sequence: Sequence
+    response: np.ndarray | None = None  # int32 [C], tokens of the example's own response, where they are wanted
 
 
 class PromptStream:
@@ -41,12 +43,18 @@ class PromptStream:
         rejections: Rejections,
         check: Callable[[Example], None],
         pipeline: PipelineOptions = DEFAULT_PIPELINE,
+        with_responses: bool = False,
+        skips: Callable[[Example], bool] = lambda example: False,
     ):
-        """Raises DataError for an empty dataset; so does iterating when a whole epoch holds no usable example."""
+        """Raises DataError for an empty dataset; so does iterating when a whole epoch holds no usable example.
+
+        `with_responses`: the prompts of examples that have a response carry it. `skips` is asked in their order, of
+        usable examples; those it names are passed over, but for a whole epoch of them.
+        """
         if not len(examples):
             raise DataError("the dataset holds no examples; check its path and split")
         self.rejections = rejections
-        self._number, self._patience = number, len(examples)
+        self._number, self._patience, self._skips = number, len(examples), skips
         self._fingerprint = {"examples": len(examples), "seed": seed}
 
         def attempt(example: Example) -> Prompt | Rejected:
@@ -54,9 +62,11 @@ class PromptStream:
                 check(example)
                 sequence = processor.prompt(example)
                 check_fits(sequence, options)
+                wanted = with_responses and example.response is not None
+                response = processor.response(example) if wanted else None
             except (DataError, VideoError) as error:
                 return Rejected(example.id, str(error))
-            return Prompt(example, sequence)
+            return Prompt(example, sequence, response)
 
         stream = grain.MapDataset.source(examples)
         if pipeline.shuffle:
@@ -69,12 +79,15 @@ class PromptStream:
 
     def __next__(self) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
         prompts: list[Prompt] = []
-        refused = 0
+        refused = skipped = 0
         while len(prompts) < self._number:
             item = next(self._items)
             if isinstance(item, Prompt):
-                prompts.append(item)
                 refused = 0
+                if skipped < self._patience and self._skips(item.example):
+                    skipped += 1
+                else:
+                    prompts.append(item)
                 continue
             self.rejections.add(item)
             refused += 1

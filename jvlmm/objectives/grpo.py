@@ -34,6 +34,7 @@ class GRPOConfig:
     dual_clip: float | None = None  # "clipped": bound of the ratio where the advantage is negative; None is off
     ratio_cap: float | None = None  # "cispo": the ratio counts as at most this
     importance_cap: float | None = None  # of π_old / π_sampler, by which tokens are weighted; None is off
+    offline_shape: float = 0.1  # of rollouts that another policy wrote, see `surrogates.offline_surrogate`
     aggregation: Aggregation = "sequence-mean"
     max_length: int | None = None  # "fixed-length": tokens, the longest completion that is sampled
     beta: float = 0.0  # weight of KL(policy ‖ reference); with 0 there is no reference model
@@ -55,6 +56,7 @@ def policy_loss(
     sampler_log_probs: jax.Array | None = None,
     prompt_weights: jax.Array | None = None,
     rollout_mask: jax.Array | None = None,
+    offline: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Summed loss of a microbatch, the count it is divided by, and sums to report.
 
@@ -71,11 +73,14 @@ def policy_loss(
       sampler_log_probs: as the sampler computed them, needed with `importance_cap`; the gap is reported where given.
       prompt_weights: float [B], of each prompt's surrogate; the KL penalty has none. None for 1.
       rollout_mask: bool [B, G], False for rollouts that only fill the array; None for none.
+      offline: bool [B, G], True for rollouts that another policy wrote: they have a surrogate of their own, and no part
+        in the figures of ratios and of the sampler. None for none.
 
     Returns:
       float32 scalars (sum, count) and extras: `tokens` and `rollouts` counted; summed over the tokens `ratio_sum`,
       `clipped_low` and `clipped_high` (tokens whose gradient the bound took, or whose ratio it cut), `clipped_dual`,
-      `kl_sum` and `sampler_gap_sum` (|log π_old − log π_sampler|), each where it is defined.
+      `kl_sum` and `sampler_gap_sum` (|log π_old − log π_sampler|), each where it is defined; with `offline`
+      `offline_tokens` and over them `offline_probability_sum`.
 
     Raises ValueError for missing log-probs, and for shapes that do not fit.
     """
@@ -91,11 +96,15 @@ def policy_loss(
     old = log_probs if old_log_probs is None else kept(old_log_probs)
     advantages = advantages.astype(jnp.float32)
     old, advantages, reference = jax.lax.stop_gradient((old, advantages, reference))
-    losses, extras = _surrogate(log_probs, old, advantages, mask, config)
+    own = mask if offline is None else mask & ~offline[..., None]
+    losses, extras = _surrogate(log_probs, old, advantages, own, config)
     if sampler is not None:
-        extras["sampler_gap_sum"] = jnp.abs(old - sampler).sum()
+        extras["sampler_gap_sum"] = jnp.where(own, jnp.abs(old - sampler), 0.0).sum()
         if config.importance_cap is not None:
             losses = losses * surrogates.importance_weights(old, sampler, config.importance_cap)
+    if offline is not None:
+        losses, of_others = _with_offline(losses, log_probs, advantages, mask & ~own, config.offline_shape)
+        extras |= of_others
     if prompt_weights is not None:
         losses = losses * prompt_weights[:, None, None]
     if reference is not None:
@@ -105,6 +114,16 @@ def policy_loss(
             losses = losses + config.beta * kl
     total, count = aggregate(losses, mask, rollout_mask, config.aggregation, config.max_length)
     return total, count, {"tokens": _count(mask), "rollouts": _count(rollout_mask), **extras}
+
+
+def _with_offline(
+    losses: jax.Array, log_probs: jax.Array, advantages: jax.Array, offline: jax.Array, shape: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The surrogates with those of the tokens `offline` bool [B, G, C] in their places, and extras."""
+    by_token = advantages[..., None] if advantages.ndim == 2 else advantages
+    losses = jnp.where(offline, surrogates.offline_surrogate(log_probs, by_token, shape), losses)
+    probability = jax.lax.stop_gradient(jnp.where(offline, jnp.exp(log_probs), 0.0).sum())
+    return losses, {"offline_tokens": _count(offline), "offline_probability_sum": probability}
 
 
 def _surrogate(
@@ -175,6 +194,7 @@ def _check_values(config: GRPOConfig) -> None:
         "dual_clip": (lambda x: x > 1, "a number above 1"),
         "ratio_cap": (lambda x: x > 0, "a positive number"),
         "importance_cap": (lambda x: x > 0, "a positive number"),
+        "offline_shape": (lambda x: x > 0, "a positive number"),
         "max_length": (lambda x: x >= 1, "an integer of at least 1"),
         "beta": (lambda x: x >= 0, "a number of at least 0"),
     }

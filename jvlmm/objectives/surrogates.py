@@ -84,3 +84,13 @@ def importance_weights(old_log_probs: jax.Array, sampler_log_probs: jax.Array, c
     Training", 2025, https://fengyao.notion.site/off-policy-rl), by token.
     """
     return jax.lax.stop_gradient(jnp.minimum(token_ratio(old_log_probs, sampler_log_probs), cap))
+
+
+def offline_surrogate(log_probs: jax.Array, advantages: jax.Array, shape: float) -> jax.Array:
+    """−A π / (π + shape): of tokens that another policy wrote, whose probability counts as 1.
+
+    LUFFY's shaped importance sampling (arXiv:2504.14945 §3.2, shape 0.1): the gradient is largest for tokens that the
+    policy holds unlikely, and there is no clip.
+    """
+    probabilities = jnp.exp(log_probs)
+    return -advantages * probabilities / (probabilities + shape)

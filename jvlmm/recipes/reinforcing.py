@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -14,7 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jvlmm.data.batch import BatchOptions
+from jvlmm.data.example import Example
 from jvlmm.data.loader import PipelineOptions
+from jvlmm.data.pass_rates import PassRateOptions, PassRates
 from jvlmm.data.processor import Processor
 from jvlmm.data.prompt_stream import PromptStream
 from jvlmm.data.prompts import Style
@@ -48,7 +49,7 @@ from jvlmm.sharding.rules import ShardingRules
 from jvlmm.training.advantage_estimator import AdvantageEstimator
 from jvlmm.training.agreement import AgreedPrompts, AgreedRewards
 from jvlmm.training.checkpoints import Checkpoints
-from jvlmm.training.experience import Gatherer, GroupOptions
+from jvlmm.training.experience import Gatherer, Group, GroupOptions
 from jvlmm.training.loop import FitOptions, fit
 from jvlmm.training.lora import ADAPTERS, LoraOptions
 from jvlmm.training.optimizer import OptimizerOptions
@@ -78,6 +79,7 @@ class GRPO:
     steps: int = 200
     prompts: int = 8  # of a step
     length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)  # tokens of a prompt; the last is the limit
+    pass_rates: PassRateOptions = field(default_factory=PassRateOptions)  # which questions are worth asking
     group: GroupOptions = field(default_factory=GroupOptions)
     objective: GRPOConfig = field(default_factory=GRPOConfig)  # see `objectives.profiles`
     rewards: RewardOptions = field(default_factory=RewardOptions)
@@ -152,8 +154,8 @@ class GRPO:
                 self.vision.processor(self.style, self.length_buckets[-1], folder),
                 stack.enter_context(self.vision.decoder()),
             )
-            stream = partial(PromptStream, examples, processor, self.of_prompt, self.prompts)
-            prompts = stack.enter_context(stream(seed, rejected, rewarder.check, self.pipeline))
+            rates = PassRates(self.pass_rates)
+            prompts = stack.enter_context(self.stream(examples, processor, seed, rejected, rewarder, rates))
             if process_count() > 1:
                 prompts = AgreedPrompts(prompts, Exchange(f"{self.name} prompts"))
                 rewarder = AgreedRewards(rewarder, Exchange(f"{self.name} rewards"))
@@ -167,7 +169,7 @@ class GRPO:
                 )
             stack.enter_context(jax.set_mesh(meshes.training))
             params = load_params(folder, policy.config, policy.base(policy.training.shardings.params))
-            step, data = self.step(run, params, policy, processor, rewarder, prompts, seed)
+            step, data = self.step(run, params, policy, processor, rewarder, prompts, rates, seed)
             create, shardings = policy.training.create, policy.training.shardings
             state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
             options = FitOptions(
@@ -184,6 +186,25 @@ class GRPO:
             state = fit(state, step, data, options, writer, checkpoints, judge, progress=progress)
             paths = self.export(run.workdir, self.name, folder, policy, state)
         return {**paths, "steps": self.steps, "examples": len(examples), "rejected": len(rejected)}
+
+    def stream(
+        self,
+        examples: Sequence[Example],
+        processor: Processor,
+        seed: int,
+        rejected: Rejections,
+        rewarder: Rewarder,
+        rates: PassRates,
+    ) -> PromptStream:
+        """The questions in their order, without those that cannot be used or are not worth asking."""
+
+        def check(example: Example) -> None:
+            rewarder.check(example)
+            rates.check(example)
+
+        shapes = self.of_prompt, self.prompts, seed
+        further = self.pipeline, self.group.offline, rates.skips
+        return PromptStream(examples, processor, *shapes, rejected, check, *further)
 
     def programs(
         self, config: ModelConfig, devices: Sequence[jax.Device] | int, platform: str, media: bool = True
@@ -236,7 +257,8 @@ class GRPO:
         policy: PreparedPolicy,
         processor: Processor,
         rewarder: Rewarder,
-        prompts: PromptStream,
+        prompts: PromptStream | AgreedPrompts,
+        rates: PassRates,
         seed: int,
     ) -> tuple[PolicyStep, PolicyData]:
         """What a step does, beginning with `params`."""
@@ -246,10 +268,16 @@ class GRPO:
         elif self.objective.beta:
             kept = jax.tree.map(jnp.copy, params)
             reference = lambda _: kept  # noqa: E731
-        data = PolicyData(prompts, AdvantageEstimator(self.objective))
+        data = PolicyData(prompts, AdvantageEstimator(self.objective), rates)
         parts = self.sampling_parts(policy, processor.tokenizer, self.sampling, self.feature_bytes)
         gatherer = Gatherer(*parts, rewarder, self.group)
         rollouts = RolloutList(run.workdir / "predictions" / f"{self.name}.rollouts.jsonl")
+
+        def record(number: int, groups: Sequence[Group]) -> None:
+            rates.observe((group.prompt.example.id, group.informative) for group in groups)
+            if process_index() == 0:
+                rollouts(number, groups)
+
         step = PolicyStep(
             config=policy.config,
             objective=self.objective,
@@ -265,7 +293,7 @@ class GRPO:
             reference=reference,
             place=policy.place,
             tower_trained=not self.tower_frozen,
-            record=rollouts if process_index() == 0 else lambda step, groups: None,
+            record=record,
         )
         return step, data
 

@@ -83,16 +83,20 @@ class Engine:
         self.banned = placed(banned, replicated(self.mesh)) if self.mesh else jax.device_put(banned)
 
     def sample(
-        self, params: Any, prompts: Sized[Sequence], features: Sized[np.ndarray], group: int, seed: int
+        self, params: Any, prompts: Sized[Sequence], features: Sized[np.ndarray], group: int | Sized[int], seed: int
     ) -> list[list[Rollout]]:
-        """`group` completions of every prompt; `features` as `VisualFeatures.of` gives them; `seed` uint32."""
+        """`group` completions of every prompt, or of each its own number.
+
+        `features` as `VisualFeatures.of` gives them; `seed` uint32.
+        """
         done: list[dict[int, Rollout]] = [{} for _ in prompts]
-        asked = (Asked(n, *of, samples=group) for n, of in enumerate(zip(prompts, features, strict=True)))
+        sizes = [group] * len(prompts) if isinstance(group, int) else group
+        asked = (Asked(n, *of) for n, of in enumerate(zip(prompts, features, sizes, strict=True)))
         each = -(-len(prompts) // self.readers)
         rows = min(self.readers << (each - 1).bit_length(), self.options.rows)
         for number, sample, rollout in self.stream(params, asked, seed, rows):
             done[number][sample] = rollout
-        return [[of_prompt[sample] for sample in range(group)] for of_prompt in done]
+        return [[of[sample] for sample in range(size)] for of, size in zip(done, sizes, strict=True)]
 
     def stream(
         self, params: Any, asked: Iterable[Asked], seed: int, rows: int | None = None

@@ -32,6 +32,7 @@ class GroupOptions:
     resample_rounds: int = 0  # DAPO's dynamic sampling: times that a step may draw prompts for those without a gradient
     skip_truncated: bool = False  # DAPO's overlong filtering: rollouts that the limit on tokens cut are not learnt
     frame_order: FrameOrder | None = None  # T-GRPO: rewards for answers that need the frames in order
+    offline: bool = False  # one of each group is the example's own response, where it has one (LUFFY's mixed policy)
 
     def __post_init__(self) -> None:
         if self.size < 2:
@@ -119,7 +120,12 @@ class Gatherer:
 
     def _round(self, params: Any, prompts: Sized[Prompt], seed: np.uint32) -> tuple[RewardTable, list[Group]]:
         sequences = [prompt.sequence for prompt in prompts]
-        features, rollouts, texts = self._rollouts(params, sequences, self.options.size, seed)
+        given = [self._offline(prompt) for prompt in prompts]
+        sizes = [self.options.size - len(of_prompt) for of_prompt in given]
+        features, rollouts, texts = self._rollouts(params, sequences, sizes, seed)
+        for row, of_prompt in enumerate(given):
+            rollouts[row] += of_prompt
+            texts[row] += [self.engine.tokenizer.decode(rollout.tokens) for rollout in of_prompt]
         table = self._scored(prompts, rollouts, texts)
         if self.options.frame_order is not None:
             table = self._with_order_bonus(params, prompts, table, seed)
@@ -133,7 +139,15 @@ class Gatherer:
         ]
         return table, groups
 
-    def _rollouts(self, params: Any, prompts: Sized[Sequence], size: int, seed: np.uint32):
+    def _offline(self, prompt: Prompt) -> list[Rollout]:
+        """The example's own response, if it has one that is short enough."""
+        tokens = prompt.response if self.options.offline else None
+        if tokens is None or len(tokens) > self.engine.sampling.max_tokens:
+            return []
+        nothing = np.zeros(len(tokens), np.float32)
+        return [Rollout(tokens, nothing, nothing, finished=True, offline=True)]
+
+    def _rollouts(self, params: Any, prompts: Sized[Sequence], size: int | Sized[int], seed: np.uint32):
         """(features of each prompt, rollouts [B][G], their texts)."""
         begun = time.perf_counter()
         features = self.features.of(params, prompts)
@@ -170,8 +184,14 @@ class Gatherer:
 
 
 def rollout_metrics(groups: Sized[Group]) -> dict[str, float]:
-    """Means over the rollouts drawn: lengths in tokens, shares, entropy of the sampler in nats a token."""
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    """Means over the rollouts drawn: lengths in tokens, shares, entropy of the sampler in nats a token.
+
+    Of rollouts that another policy wrote, their share of all and their mean reward.
+    """
+    every = [pair for group in groups for pair in zip(group.rollouts, group.rewards, strict=True)]
+    rollouts = [rollout for rollout, _ in every if not rollout.offline]
+    offline = [reward for rollout, reward in every if rollout.offline]
+    of_others = {"offline": len(offline) / len(every), "reward_offline": float(np.mean(offline))} if offline else {}
     lengths = np.array([len(rollout.tokens) for rollout in rollouts])
     return {
         "reward_std": float(np.mean([group.rewards.std(ddof=1) for group in groups])),
@@ -181,7 +201,7 @@ def rollout_metrics(groups: Sized[Group]) -> dict[str, float]:
         "truncated": float(np.mean([not rollout.finished for rollout in rollouts])),
         "entropy": float(sum(rollout.entropies.sum() for rollout in rollouts) / max(lengths.sum(), 1)),
         "sampled_tokens": float(lengths.sum()),
-    }
+    } | of_others
 
 
 def _repeated(examples: Sized[Example], rollouts) -> list[Example]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.groups import GroupBatch, collate_groups
+from jvlmm.data.pass_rates import PassRates
 from jvlmm.data.prompt_stream import Prompt, PromptStream
 from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
@@ -21,21 +22,16 @@ from jvlmm.objectives.kl import rollout_kl
 from jvlmm.objectives.token_weights import token_weights
 from jvlmm.sharding.batches import fetched
 from jvlmm.training.advantage_estimator import AdvantageEstimator
+from jvlmm.training.agreement import AgreedPrompts
 from jvlmm.training.completions import diverging_log_probs, group_log_probs
 from jvlmm.training.experience import Draw, Experience, Gatherer, Group
 from jvlmm.training.sft import HEAD_TILE
 from jvlmm.training.state import TrainState
 from jvlmm.training.step import LossFn, TrainStep
 
-_PER_TOKEN = (
-    "ratio_sum",
-    "clipped_low",
-    "clipped_high",
-    "clipped_dual",
-    "kl_sum",
-    "sampler_gap_sum",
-    "token_weight_sum",
-)
+_PER_TOKEN = ("kl_sum", "token_weight_sum")
+_PER_SAMPLED = ("ratio_sum", "clipped_low", "clipped_high", "clipped_dual", "sampler_gap_sum")
+_PER_OFFLINE = ("offline_probability_sum",)
 
 
 def make_policy_loss(config: ModelConfig, objective: GRPOConfig, tile: int = HEAD_TILE) -> LossFn:
@@ -64,6 +60,7 @@ def make_policy_loss(config: ModelConfig, objective: GRPOConfig, tile: int = HEA
             sampler_log_probs=batch.sampler_log_probs,
             prompt_weights=batch.prompt_weights,
             rollout_mask=batch.rollout_mask,
+            offline=batch.offline,
         )
         return total, count, extras | further
 
@@ -98,17 +95,20 @@ class UpdateOptions:
 class PolicyData:
     """The prompts, and what the advantages remember, under one position for `training.loop.fit`."""
 
-    prompts: PromptStream
+    prompts: PromptStream | AgreedPrompts
     estimator: AdvantageEstimator
+    pass_rates: PassRates
 
     def __next__(self) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
         return next(self.prompts)
 
     def get_state(self) -> dict[str, Any]:
-        return {"prompts": self.prompts.get_state(), "advantages": self.estimator.get_state()}
+        parts = {"prompts": self.prompts, "advantages": self.estimator, "pass_rates": self.pass_rates}
+        return {name: part.get_state() for name, part in parts.items()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.prompts.set_state(state["prompts"])
+        self.pass_rates.set_state(state["pass_rates"])
         self.estimator.set_state(state["advantages"])
 
 
@@ -185,6 +185,10 @@ class PolicyStep:
         features = None if self.tower_trained else [group.features for group in groups]
         max_tokens = self.gatherer.engine.sampling.max_tokens
         batch = collate_groups(prompts, rollouts, self.batch, self.config, features, max_tokens)
+        if self.gatherer.options.offline:
+            offline = np.zeros_like(batch.rollout_mask)
+            offline[: len(rollouts)] = [[rollout.offline for rollout in row] for row in rollouts]
+            batch = batch.replace(offline=offline)
         if self.gatherer.options.skip_truncated:
             for row, of_prompt in enumerate(rollouts):
                 batch.rollout_mask[row] &= [rollout.finished for rollout in of_prompt]
@@ -205,11 +209,11 @@ class PolicyStep:
 
 def update_metrics(updates: Sized[Mapping[str, float]]) -> dict[str, float]:
     """Of the metrics of each update: means over tokens, and over updates what has no tokens."""
-    tokens = sum(update["tokens"] for update in updates)
+    total = lambda name: sum(update.get(name, 0.0) for update in updates)  # noqa: E731
     metrics = {name: float(np.mean([u[name] for u in updates])) for name in ("loss", "grad_norm", "learning_rate")}
-    for name in _PER_TOKEN:
-        if name in updates[0]:
-            metrics[name.removesuffix("_sum")] = sum(update[name] for update in updates) / max(tokens, 1.0)
+    tokens, offline = total("tokens"), total("offline_tokens")
+    for names, count in ((_PER_TOKEN, tokens), (_PER_SAMPLED, tokens - offline), (_PER_OFFLINE, offline)):
+        metrics |= {name.removesuffix("_sum"): total(name) / max(count, 1.0) for name in names if name in updates[0]}
     return metrics | {"tokens": tokens}
 
 

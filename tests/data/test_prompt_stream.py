@@ -23,11 +23,11 @@ def stream(drawing):
     """Makes streams; they are closed at the end."""
     opened = []
 
-    def make(examples, number=3, seed=0, rejections=None, check=accept, decoder=None, **pipeline):
+    def make(examples, number=3, seed=0, rejections=None, check=accept, decoder=None, further=(), **pipeline):
         options = PipelineOptions(read_ahead=4, **pipeline)
         rejections = Rejections(None) if rejections is None else rejections
         arguments = examples, drawing.processor(decoder), OPTIONS, number, seed, rejections, check, options
-        opened.append(PromptStream(*arguments))
+        opened.append(PromptStream(*arguments, *further))
         return opened[-1]
 
     yield make
@@ -122,3 +122,35 @@ def test_data_without_a_usable_example_end_the_run(stream, drawing):
         next(stream([drawing.example(k, video="broken") for k in range(3)]))
     with pytest.raises(DataError, match="holds no examples"):
         stream([])
+
+
+def test_examples_that_are_skipped_are_passed_over(stream, examples):
+    asked = []
+
+    def skips(example):
+        asked.append(example.id)
+        return example.id in ("e2", "e5")
+
+    drawn = ids(stream(examples, number=5, further=(False, skips)), 2)
+    assert sorted(set(drawn)) == ["e0", "e1", "e3", "e4", "e6"] and set(asked) == {e.id for e in examples}
+    plain = [name for name in ids(stream(examples, number=7), 2) if name not in ("e2", "e5")]
+    assert drawn == plain, "in the order of the others"
+
+
+def test_a_stream_of_which_everything_is_skipped_goes_on(stream, examples):
+    assert len(ids(stream(examples, number=2, further=(False, lambda example: True)), 2)) == 4
+
+
+def test_prompts_carry_the_responses_that_are_wanted(stream, drawing, examples):
+    examples = [replace(example, response=None if k % 2 else f"It is {k}.") for k, example in enumerate(examples)]
+    prompts, _ = next(stream(examples, number=7, further=(True,)))
+    processor = drawing.processor()
+    for prompt in prompts:
+        if prompt.example.response is None:
+            assert prompt.response is None
+            continue
+        learnt = processor.training(prompt.example)
+        assert prompt.response.tolist() == learnt.tokens[learnt.loss_mask].tolist()
+        end = learnt.tokens[prompt.sequence.length :][: len(prompt.response)]
+        assert prompt.response.tolist() == end.tolist(), "they follow the prompt at once"
+    assert all(prompt.response is None for prompt in next(stream(examples, number=7))[0])

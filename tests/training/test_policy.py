@@ -413,3 +413,35 @@ def test_estimators_state_is_json_and_exact():
 def test_impossible_options_are_refused(make_options, message):
     with pytest.raises(ConfigError, match=message):
         make_options()
+
+
+def test_a_response_of_the_example_takes_the_place_of_a_rollout(make, prompts, processor):
+    """LUFFY's mixed policy: it is scored with the others, and no figure of the sampler knows it."""
+    given = [replace(p, example=replace(p.example, response="red, A")) for p in prompts[:2]]
+    given = [replace(p, response=processor.response(p.example)) for p in given] + prompts[2:]
+    state, step = make(group=GroupOptions(size=3, offline=True), freeze=())
+    before = state.params
+    log_probs = jax.jit(partial(completions.group_log_probs, config=step.config))
+    state, metrics = step(jax.tree.map(jnp.array, state), [given])
+    ((_, groups),) = step.recorded
+    offline = [[rollout.offline for rollout in group.rollouts] for group in groups]
+    assert offline == [[False, False, True]] * 2 + [[False] * 3] * 2
+    assert groups[0].texts[-1].startswith("red, A") and groups[0].rollouts[-1].finished
+    assert metrics["offline"] == pytest.approx(2 / 12) and metrics["sampler_gap"] < 1e-5
+    assert metrics["reward_offline"] == pytest.approx(np.mean([group.rewards[-1] for group in groups[:2]]))
+    assert metrics["response_tokens"] <= 6
+    batch = collate_groups([p.sequence for p in given], [g.rollouts for g in groups], BATCH, step.config)
+    old, new = (np.asarray(log_probs(params, batch=batch)) for params in (before, state.params))
+    probabilities = np.exp(old[:2, -1][batch.completion_mask[:2, -1]])
+    assert metrics["offline_probability"] == pytest.approx(probabilities.mean(), rel=1e-4)
+    better = [row for row in range(2) if groups[row].rewards[-1] == groups[row].rewards.max()]
+    assert better, "the response has most of what is rewarded"
+    for row in better:
+        assert (new - old)[row, -1].sum() > 0
+
+
+def test_a_response_that_is_too_long_is_not_taken(make, prompts):
+    long = [replace(p, response=np.zeros(7, np.int32)) for p in prompts]
+    state, step = make(group=GroupOptions(size=3, offline=True))
+    _, metrics = step(state, [long])
+    assert "offline" not in metrics and len(step.recorded[0][1][0].rollouts) == 3
