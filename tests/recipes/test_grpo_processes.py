@@ -12,7 +12,7 @@ from recipe_processes import start_processes
 
 import jvlmm
 from jvlmm.data.tokenizer import ChatTokenizer
-from jvlmm.models.huggingface import load_config, save_checkpoint
+from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
 from jvlmm.models.qwen2_5_vl import init_params
 from jvlmm.recipes.runner import run_recipe
 
@@ -151,3 +151,27 @@ sys.exit(main(sys.argv[1:]))
     outputs = [process.communicate(timeout=500) for process in job]
     assert [process.returncode for process in job] == [1, 1], outputs
     assert any("let all processes see the same files" in err for _, err in outputs), outputs
+
+
+def test_adapters_are_exported_alone_and_merged(config, tmp_path):
+    """What they adapt is as it was, and a run that is done again from its checkpoint ends alike."""
+    lora = 'LoraOptions(rank=2, alpha=4, targets=("decoder/layers_*/mlp/down_proj",))'
+    text = config.read_text().replace(
+        "        mesh=MeshOptions(data=1", f"        lora={lora},\n        mesh=MeshOptions(data=1"
+    )
+    path = tmp_path / "lora.py"
+    path.write_text("from jvlmm.training.lora import LoraOptions\n" + text)
+    result = run_recipe(path, tmp_path / "run")["stages"]["grpo"]
+    assert (tmp_path / "run" / result["adapter"] / "adapter_config.json").is_file()
+    merged, base = (
+        load_params(folder, load_config(folder))
+        for folder in (tmp_path / "run" / result["path"], config.parent / "model")
+    )
+    moved = {
+        jax.tree_util.keystr(where)
+        for (where, new), old in zip(jax.tree_util.tree_leaves_with_path(merged), jax.tree.leaves(base), strict=True)
+        if (np.asarray(new) != np.asarray(old)).any()
+    }
+    assert moved == {"['decoder']['layers_0']['mlp']['down_proj']['kernel']"}
+    first, *_, last = (line for line in figures(tmp_path / "run") if "kl" in line)
+    assert abs(first["kl"]) < 1e-9 < last["kl"], "the reference is the model without them"
