@@ -8,9 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import jax
+import numpy as np
+from PIL import Image
+
 import jvlmm
+from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.models.huggingface import load_config, save_checkpoint
+from jvlmm.models.qwen2_5_vl import init_params
+
+ASSET = Path(jvlmm.__file__).parent / "assets/tiny"
 
 
 def start(config: Path, workdir: Path) -> subprocess.Popen:
@@ -67,3 +77,36 @@ def start_processes(program, variables, *arguments):
         )
         for index in range(2)
     ]
+
+
+def write_model(folder: Path) -> None:
+    """A checkpoint of one layer and one block, with random weights."""
+    tokenizer, tiny = ChatTokenizer.from_pretrained(ASSET), load_config(ASSET)
+    small = replace(
+        tiny,
+        text=replace(tiny.text, num_layers=1, vocab_size=624),
+        vision=replace(tiny.vision, depth=1, fullatt_block_indexes=(0,)),
+        tokens=tokenizer.special_tokens,
+        scan_layers=False,
+    )
+    save_checkpoint(folder, init_params(small, jax.random.key(0)), small, "float32", source_dir=ASSET)
+
+
+def write_rows(folder: Path) -> None:
+    """Images of two sizes and questions of many lengths; one image cannot be read."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(20):
+        size = (56, 28 + 28 * (number % 2))
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number}.png")
+        rows.append(
+            {
+                "id": f"r{number}",
+                "question": "Which shape is red?" + " And which is blue?" * (number % 4),
+                "answer": str(number % 7),
+                "answer_type": "number",
+                "media": [{"type": "image", "path": f"{number}.png"}] if number % 5 else [],
+                "response": str(number % 7),
+            }
+        )
+    (folder / "7.png").write_bytes(b"no image")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

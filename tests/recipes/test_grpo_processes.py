@@ -1,22 +1,15 @@
 """Two processes take the policy steps of one: the same rollouts, the same losses, one scores for both."""
 
 import json
-from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
-from recipe_processes import start_processes
+from recipe_processes import start_processes, write_model, write_rows
 
-import jvlmm
-from jvlmm.data.tokenizer import ChatTokenizer
-from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
-from jvlmm.models.qwen2_5_vl import init_params
+from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.recipes.runner import run_recipe
 
-ASSET = Path(jvlmm.__file__).parent / "assets/tiny"
 CONFIG = """
 from jvlmm.objectives.profiles import PROFILES
 from jvlmm.recipes.recipe import Recipe
@@ -76,25 +69,8 @@ def config(tmp_path_factory):
     if jax.device_count() < 8:
         pytest.skip(f"needs 8 (simulated) devices, found {jax.device_count()}")
     folder = tmp_path_factory.mktemp("job")
-    tokenizer, tiny = ChatTokenizer.from_pretrained(ASSET), load_config(ASSET)
-    small = replace(
-        tiny,
-        text=replace(tiny.text, num_layers=1, vocab_size=624),
-        vision=replace(tiny.vision, depth=1, fullatt_block_indexes=(0,)),
-        tokens=tokenizer.special_tokens,
-        scan_layers=False,
-    )
-    save_checkpoint(folder / "model", init_params(small, jax.random.key(0)), small, "float32", source_dir=ASSET)
-    rng, rows = np.random.default_rng(0), []
-    for number in range(20):
-        size = (56, 28 + 28 * (number % 2))
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number}.png")
-        media = [{"type": "image", "path": f"{number}.png"}] if number % 5 else []
-        question = "Which shape is red?" + " And which is blue?" * (number % 4)
-        row = {"id": f"r{number}", "question": question, "answer": str(number % 7), "answer_type": "number"}
-        rows.append({**row, "media": media})
-    (folder / "7.png").write_bytes(b"no image")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_model(folder / "model")
+    write_rows(folder)
     (folder / "reward.py").write_text(REWARD)
     path = folder / "config.py"
     path.write_text(CONFIG.format(root=str(folder)))

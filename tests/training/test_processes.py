@@ -2,23 +2,14 @@
 
 import json
 import signal
-from dataclasses import replace
-from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
-from PIL import Image
-from recipe_processes import start_processes
+from recipe_processes import start_processes, write_model, write_rows
 
-import jvlmm
-from jvlmm.data.tokenizer import ChatTokenizer
-from jvlmm.models.huggingface import load_config, save_checkpoint
-from jvlmm.models.qwen2_5_vl import init_params
 from jvlmm.recipes.runner import run_recipe
 
-ASSET = Path(jvlmm.__file__).parent / "assets/tiny"
 STEPS, KILLED_AFTER, CHECKPOINT_EVERY = 23, 20, 8
 CONFIG = """
 from jvlmm.recipes.recipe import Recipe
@@ -73,41 +64,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def write_rows(folder):
-    """Images of two sizes and questions of many lengths; one image cannot be read."""
-    rng, rows = np.random.default_rng(0), []
-    for number in range(20):
-        size = (56, 28 + 28 * (number % 2))
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number}.png")
-        rows.append(
-            {
-                "id": f"r{number}",
-                "question": "Which shape is red?" + " And which is blue?" * (number % 4),
-                "answer": str(number % 7),
-                "answer_type": "number",
-                "media": [{"type": "image", "path": f"{number}.png"}] if number % 5 else [],
-                "response": str(number % 7),
-            }
-        )
-    (folder / "7.png").write_bytes(b"no image")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """The configuration file of a stage that trains one layer on twenty rows."""
     if jax.device_count() < 8:
         pytest.skip(f"needs 8 (simulated) devices, found {jax.device_count()}")
     folder = tmp_path_factory.mktemp("job")
-    tokenizer, tiny = ChatTokenizer.from_pretrained(ASSET), load_config(ASSET)
-    small = replace(
-        tiny,
-        text=replace(tiny.text, num_layers=1, vocab_size=624),
-        vision=replace(tiny.vision, depth=1, fullatt_block_indexes=(0,)),
-        tokens=tokenizer.special_tokens,
-        scan_layers=False,
-    )
-    save_checkpoint(folder / "model", init_params(small, jax.random.key(0)), small, "float32", source_dir=ASSET)
+    write_model(folder / "model")
     write_rows(folder)
     path = folder / "config.py"
     path.write_text(CONFIG.format(root=str(folder), steps=STEPS, checkpoint_every=CHECKPOINT_EVERY))
