@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def policy_programs(stage: "GRPO", policy: PreparedPolicy, media: bool) -> Iterator[Program]:
     """Of a step at its largest, with media or of text alone.
 
-    What the others need stays in memory beside each: parameters in training, moments, the reference model.
+    What the others need stays in memory beside each: parameters in training, moments, the reference model. Of decoding,
+    what goes between devices is counted for one token.
     """
     state, base = policy.training.shapes, policy.base(policy.training.shapes.params)
     reference = device_bytes(base) if stage.objective.beta and stage.lora is None else 0
