@@ -3,7 +3,7 @@
     jvlmm run configs/grpo_study.py
 
 Starts from the small base checkpoint that comes with the package, teaches it for a few steps to think before it
-answers, and then rewards right answers: 60 steps of 24 questions with 8 rollouts each. Ends with the accuracies on
+answers, and then rewards right answers: 60 steps of 16 questions with 8 rollouts each. Ends with the accuracies on
 held-out questions before and after, by question type: mean over the seeds and standard deviation of the gain.
 """
 
