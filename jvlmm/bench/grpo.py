@@ -66,9 +66,10 @@ def _measure_speed(folder: Path, threads: int, rounds: int, workload: GroupWorkl
         results: dict[str, dict[str, Any]] = {side: {} for side in SIDES}
         for side, name in (pair for measures in _TOGETHER for pair in measures):
             results[side][name] = workers[side].ask(name)["result"]
-        facts = {side: worker.ask("facts") for side, worker in workers.items()}
+        seconds = in_rounds(workers, _TOGETHER, rounds)
+        facts = {side: worker.ask("facts") for side, worker in workers.items()}  # compiles updates as a whole
         _check_equal(results, workload, facts["shared"]["dtype"])
-        return in_rounds(workers, _TOGETHER, rounds), facts
+        return seconds, facts
 
 
 def _check_equal(results: dict[str, dict[str, Any]], workload: GroupWorkload, dtype: str = "float32") -> None:
