@@ -14,6 +14,7 @@ from jvlmm.bench.memory import peak_bytes, reset_peak
 from jvlmm.training.host_memory import keep_freed_memory
 
 BEFORE = {"decode": "prefill"}  # what has to be done before a measure, and is not counted
+_LARGE = ("shared", "naive")  # sides that do not fit beside each other unless they give back what they free
 
 
 class Side(Protocol):
@@ -83,7 +84,8 @@ def serve(side: Side, requests, answer) -> None:
 def main() -> None:
     name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])  # XLA starts as many threads as it has cores
-    keep_freed_memory()  # as training does; the other side gains from it too
+    if name not in _LARGE:
+        keep_freed_memory()  # as training does; the other side gains from it too
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
 
