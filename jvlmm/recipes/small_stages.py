@@ -89,8 +89,7 @@ def policy(
 ) -> GRPO:
     """Rewards for right answers in the right format.
 
-    Rollouts are drawn at a temperature of 0.6: at 1, this small model's thoughts go astray, and what it learns from
-    them is to think less.
+    Rollouts are drawn at a temperature of 0.6, at which this small model's thoughts hold together.
     """
     return GRPO(
         name=name,
