@@ -94,17 +94,8 @@ def policy_loss(
 
     log_probs, reference, sampler = kept(log_probs), kept(reference_log_probs), kept(sampler_log_probs)
     old = log_probs if old_log_probs is None else kept(old_log_probs)
-    advantages = advantages.astype(jnp.float32)
-    old, advantages, reference = jax.lax.stop_gradient((old, advantages, reference))
-    own = mask if offline is None else mask & ~offline[..., None]
-    losses, extras = _surrogate(log_probs, old, advantages, own, config)
-    if sampler is not None:
-        extras["sampler_gap_sum"] = jnp.where(own, jnp.abs(old - sampler), 0.0).sum()
-        if config.importance_cap is not None:
-            losses = losses * surrogates.importance_weights(old, sampler, config.importance_cap)
-    if offline is not None:
-        losses, of_others = _with_offline(losses, log_probs, advantages, mask & ~own, config.offline_shape)
-        extras |= of_others
+    old, advantages, reference = jax.lax.stop_gradient((old, advantages.astype(jnp.float32), reference))
+    losses, extras = _losses(log_probs, old, sampler, advantages, mask, offline, config)
     if prompt_weights is not None:
         losses = losses * prompt_weights[:, None, None]
     if reference is not None:
@@ -116,14 +107,28 @@ def policy_loss(
     return total, count, {"tokens": _count(mask), "rollouts": _count(rollout_mask), **extras}
 
 
-def _with_offline(
-    losses: jax.Array, log_probs: jax.Array, advantages: jax.Array, offline: jax.Array, shape: float
+def _losses(
+    log_probs: jax.Array,
+    old: jax.Array,
+    sampler: jax.Array | None,
+    advantages: jax.Array,
+    mask: jax.Array,
+    offline: jax.Array | None,
+    config: GRPOConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The surrogates with those of the tokens `offline` bool [B, G, C] in their places, and extras."""
-    by_token = advantages[..., None] if advantages.ndim == 2 else advantages
-    losses = jnp.where(offline, surrogates.offline_surrogate(log_probs, by_token, shape), losses)
-    probability = jax.lax.stop_gradient(jnp.where(offline, jnp.exp(log_probs), 0.0).sum())
-    return losses, {"offline_tokens": _count(offline), "offline_probability_sum": probability}
+    """The surrogates [B, G, C] of what the policy sampled, and of what another one wrote; and extras."""
+    own = mask if offline is None else mask & ~offline[..., None]
+    losses, extras = _surrogate(log_probs, old, advantages, own, config)
+    if sampler is not None:
+        extras["sampler_gap_sum"] = jnp.where(own, jnp.abs(old - sampler), 0.0).sum()
+        if config.importance_cap is not None:
+            losses = losses * surrogates.importance_weights(old, sampler, config.importance_cap)
+    if offline is not None:
+        others, by_token = mask & ~own, advantages[..., None] if advantages.ndim == 2 else advantages
+        losses = jnp.where(others, surrogates.offline_surrogate(log_probs, by_token, config.offline_shape), losses)
+        probability = jax.lax.stop_gradient(jnp.where(others, jnp.exp(log_probs), 0.0).sum())
+        extras |= {"offline_tokens": _count(others), "offline_probability_sum": probability}
+    return losses, extras
 
 
 def _surrogate(
