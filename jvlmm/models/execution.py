@@ -19,8 +19,8 @@ def for_training(
     """`config` with float32 parameters; `platform` as `jax.default_backend()` names it.
 
     On CPU layers are unrolled and everything is float32, as bfloat16 products are emulated there; elsewhere layers
-    are scanned and products run in bfloat16. Attention is by default the splash kernel on TPU, cuDNN's on GPU and XLA's
-    elsewhere; ConfigError where the platform has not the one asked for.
+    are scanned and products run in bfloat16. Attention is by default the splash kernel on TPU and XLA's elsewhere;
+    ConfigError where the platform has not the one asked for.
     """
     on_cpu = platform == "cpu"
     return replace(
@@ -38,7 +38,7 @@ def for_training(
 
 def _attention(asked: Attention, platform: str) -> Literal["xla", "splash", "cudnn"]:
     if asked == "auto":
-        return {"tpu": "splash", "gpu": "cudnn"}.get(platform, "xla")
+        return "splash" if platform == "tpu" else "xla"
     home = {"splash": "tpu", "cudnn": "gpu"}.get(asked, platform)
     if home != platform:
         raise ConfigError(f"attention={asked!r} runs on {home.upper()} alone, this is {platform.upper()}; choose auto")

@@ -11,7 +11,7 @@ from jvlmm.models.presets import PRESETS
     ("platform", "asked", "used"),
     [
         ("cpu", "auto", "xla"),
-        ("gpu", "auto", "cudnn"),
+        ("gpu", "auto", "xla"),
         ("tpu", "auto", "splash"),
         ("tpu", "xla", "xla"),
         ("gpu", "cudnn", "cudnn"),
