@@ -22,7 +22,7 @@ class Rollout:
     """One sampled completion of a prompt, as tokens."""
 
     tokens: np.ndarray  # int32 [C], the end-of-sequence token included where one was drawn
-    log_probs: np.ndarray  # float32 [C], of the sampler at temperature 1
+    log_probs: np.ndarray  # float32 [C], of the sampler at its temperature
     entropies: np.ndarray  # float32 [C] in nats, of the sampler's distribution at temperature 1
     finished: bool  # False where the limit on tokens cut it
     offline: bool = False  # written by another policy: log_probs and entropies are 0 and say nothing

@@ -31,6 +31,7 @@ def tiled_log_probs(
     tile: int,
     mask: jax.Array | None = None,
     rules: ShardingRules | None = None,
+    temperature: float = 1.0,
 ) -> jax.Array:
     """`target_log_probs` in tiles of tokens and of words, forward and backward.
 
@@ -44,6 +45,7 @@ def tiled_log_probs(
         tile: tokens of a device whose logits exist at one time; at least one position of every row.
         mask: bool [B, L], the tokens that are wanted; None wants all.
         rules: how rows, lengths and the head lie on the mesh in use.
+        temperature: positive, by which the logits are divided.
 
     Returns:
         float32 [B, L]; what is not wanted is 0 and has no gradient.
@@ -51,10 +53,10 @@ def tiled_log_probs(
     mask = jnp.ones(targets.shape, bool) if mask is None else mask
     mesh = jax.sharding.get_abstract_mesh()
     if rules is None or mesh.empty:
-        return _tiled(hidden, head, targets, mask, tile, ())
+        return _tiled(hidden, head, targets, mask, tile, temperature, ())
     of_tokens = fitting_spec(mesh, rules, ("batch", "length"), targets.shape)
     of_head = PartitionSpec(None, *partition_spec(rules, ("embed",)))  # how words are split is left to the compiler
-    local = partial(_tiled, tile=tile, gathered=mesh_axes(of_head))
+    local = partial(_tiled, tile=tile, temperature=temperature, gathered=mesh_axes(of_head))
     manual = {*mesh_axes(of_tokens), *mesh_axes(of_head)}
     if not manual:
         return local(hidden, head, targets, mask)
@@ -63,13 +65,13 @@ def tiled_log_probs(
     return run(hidden, head, targets, mask)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _tiled(hidden, head, targets, mask, tile, gathered):
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _tiled(hidden, head, targets, mask, tile, temperature, gathered):
     """One device's part. `gathered` are the mesh axes that split the width of its `head`."""
-    return _tiled_forward(hidden, head, targets, mask, tile, gathered)[0]
+    return _tiled_forward(hidden, head, targets, mask, tile, temperature, gathered)[0]
 
 
-def _tiled_forward(hidden, head, targets, mask, tile, gathered):
+def _tiled_forward(hidden, head, targets, mask, tile, temperature, gathered):
     """The normaliser of each token is updated word tile by word tile (online softmax, Milakov and Gimelshein 2018)."""
     split, joined = _tiling(targets.shape, tile)
     tiles = split(hidden), split(targets), split(mask)
@@ -80,7 +82,8 @@ def _tiled_forward(hidden, head, targets, mask, tile, gathered):
 
         def one(arguments):
             (hidden, targets, mask), state = arguments
-            update = lambda state: _update(state, hidden, rows, targets, index, words.shape[1])  # noqa: E731
+            logits = lambda: project(hidden, rows) / temperature  # noqa: E731
+            update = lambda state: _update(state, logits(), targets, index, words.shape[1])  # noqa: E731
             return jax.lax.cond(jnp.any(mask), update, lambda state: state, state)
 
         return jax.lax.map(one, (tiles, state)), None
@@ -93,18 +96,17 @@ def _tiled_forward(hidden, head, targets, mask, tile, gathered):
     return log_probs, (hidden, head, targets, mask, joined(normaliser))
 
 
-def _update(state, hidden, rows, targets, index, tiles):
+def _update(state, logits, targets, index, tiles):
     """(peak, sum of exponentials, target's logit) of each token after one more of so many tiles of words."""
     peak, total, chosen = state
-    logits = project(hidden, rows)
     new_peak = jnp.maximum(peak, logits.max(axis=-1))
     total = total * jnp.exp(peak - new_peak) + jnp.exp(logits - new_peak[..., None]).sum(axis=-1)
     found = jnp.take_along_axis(logits, (targets // tiles)[..., None], axis=-1)[..., 0]
     return new_peak, total, jnp.where(targets % tiles == index, found, chosen)
 
 
-def _tiled_backward(tile, gathered, residuals, gradient):
-    """d log p(target) / d logits = [v = target] - p(v)."""
+def _tiled_backward(tile, temperature, gathered, residuals, gradient):
+    """d log p(target) / d logits = ([v = target] - p(v)) / temperature."""
     hidden, head, targets, mask, normaliser = residuals
     split, joined = _tiling(targets.shape, tile)
     tiles = split(hidden), split(targets), split(mask), split(normaliser), split(gradient)
@@ -117,9 +119,9 @@ def _tiled_backward(tile, gathered, residuals, gradient):
             (hidden, targets, mask, normaliser, gradient), of_hidden = arguments
 
             def wanted(of_rows, of_hidden):
-                probabilities = jnp.exp(project(hidden, rows) - normaliser[..., None])
+                probabilities = jnp.exp(project(hidden, rows) / temperature - normaliser[..., None])
                 chosen = (targets - index)[..., None] == words.shape[1] * jnp.arange(len(rows))
-                of_logits = jnp.where(mask, gradient, 0.0)[..., None] * (chosen - probabilities)
+                of_logits = jnp.where(mask, gradient / temperature, 0.0)[..., None] * (chosen - probabilities)
                 of_logits = of_logits.astype(hidden.dtype)
                 of_rows += jnp.einsum("bsv,bsd->vd", of_logits, hidden, preferred_element_type=jnp.float32)
                 of_hidden += jnp.einsum("bsv,vd->bsd", of_logits, rows, preferred_element_type=jnp.float32)

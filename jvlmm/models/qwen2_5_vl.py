@@ -211,13 +211,15 @@ def token_log_probs(
     targets: jax.Array,
     tile: int = 512,
     mask: jax.Array | None = None,
+    temperature: float = 1.0,
 ) -> jax.Array:
-    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D].
+    """float32 [B, L]: log-probability of `targets` int32 [B, L] given hidden [B, L, D], at this temperature.
 
     A device holds the logits of `tile` of its tokens at a time.
     Tiles without a token of `mask` bool [B, L] are skipped; what the mask excludes may be 0 and has no gradient.
     """
-    return tiled_log_probs(hidden.astype(config.dtype), output_head(params), targets, tile, mask, config.rules)
+    head = output_head(params)
+    return tiled_log_probs(hidden.astype(config.dtype), head, targets, tile, mask, config.rules, temperature)
 
 
 def output_head(params: Params) -> jax.Array:

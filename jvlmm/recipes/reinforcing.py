@@ -247,7 +247,7 @@ class GRPO:
             training = replace(training, param_dtype=training.dtype)
         rollout = replace(for_inference(config, platform), attention=training.attention)
         updates, rows = self.steps * self.update.per_step, self.update.rows
-        layout = meshes, rows, platform, self.lora, seed
+        layout = meshes, rows, platform, self.lora, self.sampling.temperature, seed
         return prepare_policy(training, rollout, self.objective, self.optimizer, updates, *layout)
 
     def step(

@@ -93,7 +93,8 @@ def _update_programs(stage: "GRPO", policy: PreparedPolicy, frame: int | None, r
     estimate = partial(update_estimate, training, config, frame_patches=frame or 0, rules=stage.rules)
     named = {"devices": mesh.size, "samples": rows}
     if given:
-        log_probs = jax.jit(partial(group_log_probs, config=config))
+        temperature = stage.sampling.temperature
+        log_probs = jax.jit(partial(group_log_probs, config=config, temperature=temperature))
         params = policy.base(training.shapes.params)
         yield Program(
             f"{stage.name}.log_probs",

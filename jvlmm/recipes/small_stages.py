@@ -31,7 +31,7 @@ TOWER = ("vision", "merger")  # it sees already
 MAX_TOKENS = 160
 
 
-def study(name: str, objective: GRPOConfig, seeds: int = 3, sft_steps: int = 50, **options: Any) -> Recipe:
+def study(name: str, objective: GRPOConfig, seeds: int = 3, sft_steps: int = 60, **options: Any) -> Recipe:
     """Data, SFT, and for every seed GRPO and the held-out questions again; `options` are those of `policy`."""
     policies = [policy(f"{name}_{seed}", "stage:sft", objective, seed=seed, **options) for seed in range(seeds)]
     after = [ask(f"after_{seed}", f"stage:{one.name}") for seed, one in enumerate(policies)]

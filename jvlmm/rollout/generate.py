@@ -25,7 +25,7 @@ class Generation:
 
     tokens: np.ndarray  # int32 [B, C], the end-of-sequence token included where one was drawn
     lengths: np.ndarray  # int32 [B]
-    log_probs: np.ndarray  # float32 [B, C], at temperature 1 among all tokens
+    log_probs: np.ndarray  # float32 [B, C], as `sampling.sample` gives them
     finished: np.ndarray  # bool [B], False where `max_tokens` cut the completion
 
 

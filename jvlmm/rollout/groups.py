@@ -41,7 +41,7 @@ class Slots:
     lengths: jax.Array  # int32 [B, G], tokens drawn
     active: jax.Array  # bool [B, G]: the completion goes on
     tokens: jax.Array  # int32 [B, G, T]
-    log_probs: jax.Array  # float32 [B, G, T], at temperature 1
+    log_probs: jax.Array  # float32 [B, G, T], as `sampling.sample` gives them
     entropies: jax.Array  # float32 [B, G, T] in nats, at temperature 1
 
 

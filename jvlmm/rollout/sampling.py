@@ -111,7 +111,8 @@ def sample(
     """One token per row from logits float32 [B, V].
 
     `keys` [B] holds a key per row, so a row's draw does not depend on its neighbours. Returns tokens int32 [B] and
-    their log-probabilities float32 [B] at temperature 1 among all tokens, as a trainer computes them.
+    their log-probabilities float32 [B] at the temperature they were drawn at (1 where that is 0) among all tokens,
+    filters or not, as a trainer computes them.
     """
     logits = logits.astype(jnp.float32)
     allowed = ban(logits, banned)
@@ -119,5 +120,6 @@ def sample(
         tokens = jnp.argmax(allowed, axis=-1)
     else:
         tokens = jax.vmap(jax.random.categorical)(keys, process(allowed, options))
+    logits = logits / (options.temperature or 1.0)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -14,37 +14,44 @@ from jvlmm.objectives.token_weights import group_divergence
 from jvlmm.training.sft import HEAD_TILE, next_token_targets
 
 
-def group_log_probs(params: Any, config: ModelConfig, batch: GroupBatch, tile: int = HEAD_TILE) -> jax.Array:
-    """float32 [B, G, C]: log-probability of every token of the completions, 0 on padding.
+def group_log_probs(
+    params: Any, config: ModelConfig, batch: GroupBatch, tile: int = HEAD_TILE, temperature: float = 1.0
+) -> jax.Array:
+    """float32 [B, G, C]: log-probability of every token of the completions at this temperature, 0 on padding.
 
     One forward pass over P + G·C places a prompt. The first token of a completion is predicted by the prompt's last.
     `tile` is the number of tokens whose logits exist at a time.
     """
-    return _log_probs(params, config, _before_completions(params, config, batch), batch, tile)
+    return _log_probs(params, config, _before_completions(params, config, batch), batch, tile, temperature)
 
 
 def diverging_log_probs(
-    params: Any, config: ModelConfig, batch: GroupBatch, tile: int = HEAD_TILE
+    params: Any, config: ModelConfig, batch: GroupBatch, tile: int = HEAD_TILE, temperature: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
     """`group_log_probs`, and float32 [B, C]: the `group_divergence` of the same pass, without gradient."""
     before = _before_completions(params, config, batch)
-    log_probs = _log_probs(params, config, before, batch, tile)
+    log_probs = _log_probs(params, config, before, batch, tile, temperature)
     known = jax.lax.stop_gradient((output_head(params), before, log_probs))
-    return log_probs, _divergence(*known, batch, tile)
+    return log_probs, _divergence(*known, batch, tile, temperature)
 
 
-def _log_probs(params: Any, config: ModelConfig, before: jax.Array, batch: GroupBatch, tile: int) -> jax.Array:
+def _log_probs(
+    params: Any, config: ModelConfig, before: jax.Array, batch: GroupBatch, tile: int, temperature: float
+) -> jax.Array:
     targets = batch.tokens[:, batch.prefix.prompt :]
-    log_probs = token_log_probs(params, config, before, targets, tile, batch.completion_mask.reshape(targets.shape))
+    mask = batch.completion_mask.reshape(targets.shape)
+    log_probs = token_log_probs(params, config, before, targets, tile, mask, temperature)
     return log_probs.reshape(batch.completion_mask.shape)
 
 
-def _divergence(head: jax.Array, before: jax.Array, log_probs: jax.Array, batch: GroupBatch, tile: int) -> jax.Array:
+def _divergence(
+    head: jax.Array, before: jax.Array, log_probs: jax.Array, batch: GroupBatch, tile: int, temperature: float
+) -> jax.Array:
     """In tiles of places and of words: the normaliser of a token is its own logit less its log-probability."""
     rows, group, places = log_probs.shape
     own = jnp.take(head, batch.tokens[:, batch.prefix.prompt :], axis=0).astype(before.dtype)
     normaliser = jnp.einsum("bld,bld->bl", before, own, preferred_element_type=jnp.float32).reshape(log_probs.shape)
-    normaliser -= log_probs
+    normaliser = normaliser / temperature - log_probs
     span = min(places, max(1, tile // (rows * group)))
     tiles = -(-places // span)
     words = word_tiles(head)
@@ -58,7 +65,7 @@ def _divergence(head: jax.Array, before: jax.Array, log_probs: jax.Array, batch:
         hidden, normaliser, mask = of_tile
 
         def add(total, index):
-            of_words = project(hidden, words[:, index]) - normaliser[..., None]
+            of_words = project(hidden, words[:, index]) / temperature - normaliser[..., None]
             return total + group_divergence(of_words, mask, len(head)), None
 
         return jax.lax.scan(add, jnp.zeros((rows, span), jnp.float32), jnp.arange(words.shape[1]))[0]

@@ -34,19 +34,22 @@ _PER_SAMPLED = ("ratio_sum", "clipped_low", "clipped_high", "clipped_dual", "sam
 _PER_OFFLINE = ("offline_probability_sum",)
 
 
-def make_policy_loss(config: ModelConfig, objective: GRPOConfig, tile: int = HEAD_TILE) -> LossFn:
+def make_policy_loss(
+    config: ModelConfig, objective: GRPOConfig, temperature: float = 1.0, tile: int = HEAD_TILE
+) -> LossFn:
     """Loss function for `make_train_step`, of a GroupBatch: each prompt is read once for its group, its media once.
 
-    `tile` is the number of tokens whose logits exist at a time. With `objective.token_weight` the policy's own
+    The policy is the model at the `temperature` that the rollouts are drawn at. `tile` is the number of tokens whose
+    logits exist at a time. With `objective.token_weight` the policy's own
     distributions in this pass weigh the tokens.
     """
 
     def loss(params: Any, batch: GroupBatch) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         mask, advantages, further = batch.completion_mask, batch.advantages, {}
         if objective.token_weight is None:
-            log_probs = group_log_probs(params, config, batch, tile)
+            log_probs = group_log_probs(params, config, batch, tile, temperature)
         else:
-            log_probs, divergence = diverging_log_probs(params, config, batch, tile)
+            log_probs, divergence = diverging_log_probs(params, config, batch, tile, temperature)
             weights = token_weights(divergence, mask, objective.token_weight)
             advantages = advantages[..., None] * weights
             further = {"token_weight_sum": jnp.sum(weights * mask * batch.rollout_mask[..., None])}
@@ -121,7 +124,7 @@ class PolicyStep:
 
     config: ModelConfig
     objective: GRPOConfig
-    update: TrainStep  # of `make_policy_loss`
+    update: TrainStep  # of `make_policy_loss`, at the temperature of the gatherer's engine
     options: UpdateOptions
     batch: BatchOptions  # of `options.rows` prompts
     gatherer: Gatherer
@@ -136,7 +139,8 @@ class PolicyStep:
     record: Callable[[int, Sized[Group]], None] = lambda step, groups: None
 
     def __post_init__(self) -> None:
-        self._log_probs = jax.jit(partial(group_log_probs, config=self.config))
+        temperature = self.gatherer.engine.sampling.temperature
+        self._log_probs = jax.jit(partial(group_log_probs, config=self.config, temperature=temperature))
 
     @property
     def compiles(self) -> int:

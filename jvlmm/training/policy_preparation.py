@@ -104,17 +104,17 @@ def prepare_policy(
     rows: int,
     platform: str,
     lora: LoraOptions | None,
+    temperature: float = 1.0,
     seed: int = 0,
 ) -> PreparedPolicy:
     """A policy of `config` trained with `rows` prompts a device step; `platform` as JAX names it.
 
-    With `lora` adapters are trained, new ones of `seed`.
+    Rollouts are drawn at `temperature`, and learnt at it. With `lora` adapters are trained, new ones of `seed`.
     """
     config = meshes.on(meshes.training, config)
     place = lambda batch: placed(batch, batch_shardings(batch, meshes.training, meshes.rules))  # noqa: E731
     layout = meshes.training, meshes.rules, rows, platform
-    training = prepare(
-        config, make_policy_loss(config, objective), optimizer, updates, *layout, lora=lora, seed=seed, place=place
-    )
+    loss = make_policy_loss(config, objective, temperature)
+    training = prepare(config, loss, optimizer, updates, *layout, lora=lora, seed=seed, place=place)
     rollout_config = meshes.on(meshes.rollout, rollout_config)
     return PreparedPolicy(meshes, config, rollout_config, lora, training)

@@ -1,5 +1,7 @@
 """Tiled computations equal the plain ones, gradients included."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,17 +17,18 @@ def naive_log_probs(hidden, head, targets):
     return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
 
 
-@pytest.mark.parametrize("words", [99, 5])
+@pytest.mark.parametrize(("words", "temperature"), [(99, 1.0), (5, 0.6)])
 @pytest.mark.parametrize(("batch", "length", "tile"), [(2, 9, 4), (3, 8, 6), (1, 7, 1), (4, 2, 3), (2, 5, 99)])
-def test_tiled_log_probs_equal_the_naive_ones(monkeypatch, batch, length, tile, words):
+def test_tiled_log_probs_equal_the_naive_ones(monkeypatch, batch, length, tile, words, temperature):
     monkeypatch.setattr(log_probs, "WORDS", words)  # of the vocabulary in one tile
     rng = np.random.default_rng(batch * 100 + length)
     hidden, head = rng.normal(size=(batch, length, 6)), rng.normal(size=(18, 6))
     hidden, head, weights = (jnp.asarray(x, jnp.float32) for x in (hidden, head, rng.normal(size=(batch, length))))
     targets = jnp.asarray(rng.integers(0, 18, (batch, length)), jnp.int32)
     mask = jnp.asarray(rng.random((batch, length)) < 0.7)
-    tiled = lambda h, w: jnp.sum(weights * tiled_log_probs(h, w, targets, tile, mask))  # noqa: E731
-    naive = lambda h, w: jnp.sum(weights * mask * naive_log_probs(h, w, targets))  # noqa: E731
+    of_tiles = partial(tiled_log_probs, temperature=temperature)
+    tiled = lambda h, w: jnp.sum(weights * of_tiles(h, w, targets, tile, mask))  # noqa: E731
+    naive = lambda h, w: jnp.sum(weights * mask * naive_log_probs(h / temperature, w, targets))  # noqa: E731
     tiled, naive = (jax.jit(jax.value_and_grad(f, (0, 1))) for f in (tiled, naive))
     for ours, expected in zip(jax.tree.leaves(tiled(hidden, head)), jax.tree.leaves(naive(hidden, head)), strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-5)

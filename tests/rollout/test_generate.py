@@ -80,10 +80,10 @@ def test_greedy_decoding_of_mixed_rows_is_the_argmax_of_full_forwards(params, wi
 
 
 def test_a_sampled_completion_depends_on_its_key_alone(params, without_eos, prompts, batch, banned, reference):
-    """And its log-probabilities are those of the untempered, unfiltered model."""
+    """And its log-probabilities are those of the unfiltered model at that temperature."""
     options = SamplingOptions(max_tokens=64, temperature=1.5, top_p=0.95)
     together = generate(params, without_eos, batch, options, row_keys(5, [7, 8, 9, 0]), banned)
-    expected = log_probs_of(reference(together.tokens[:3]), together.tokens[:3])
+    expected = log_probs_of(reference(together.tokens[:3]) / options.temperature, together.tokens[:3])
     np.testing.assert_allclose(together.log_probs[:3], expected, atol=1e-4)
     swapped = collate([prompts[2], prompts[0], prompts[1]], BATCH, without_eos)
     apart = generate(params, without_eos, swapped, options, row_keys(5, [9, 7, 1, 1]), banned)

@@ -93,8 +93,8 @@ def test_a_banned_token_is_never_drawn_even_where_it_is_the_best():
     for options in (SamplingOptions(), SamplingOptions(temperature=5.0), SamplingOptions(temperature=1.0, top_k=3)):
         tokens, log_probs = draw(logits, options, 300, banned)
         assert set(np.unique(tokens)) <= {1, 2}
-        expected = jax.nn.log_softmax(logits)[tokens]
-        np.testing.assert_allclose(log_probs, expected, atol=1e-6)  # temperature 1, among all tokens
+        expected = jax.nn.log_softmax(logits / (options.temperature or 1))[tokens]
+        np.testing.assert_allclose(log_probs, expected, atol=1e-6)  # among all tokens
 
 
 def test_draws_follow_the_tempered_distribution():

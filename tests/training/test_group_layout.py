@@ -1,6 +1,7 @@
 """One row of a prompt and its completions learns what separate rows of prompt and completion learn."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -188,5 +189,5 @@ def test_sampler_and_trainer_agree_on_log_probabilities(weights, endless, tokeni
     rollouts = engine.sample(weights, chosen, features, GROUP, seed=3)
     batch = collate_groups(chosen, rollouts, BATCH, endless)
     assert batch.completion_mask.sum() == len(chosen) * GROUP * 24
-    log_probs = jax.jit(group_log_probs, static_argnames="config")(weights, config=endless, batch=batch)
+    log_probs = jax.jit(partial(group_log_probs, config=endless, temperature=1.3))(weights, batch=batch)
     np.testing.assert_allclose(log_probs, batch.sampler_log_probs, atol=2e-5)

@@ -35,7 +35,7 @@ from jvlmm.training.state import create_state
 from jvlmm.training.step import make_train_step
 
 BATCH = BatchOptions(batch_size=4, length_buckets=(128,))
-SAMPLING = SamplingOptions(max_tokens=6, temperature=1.0)
+SAMPLING = SamplingOptions(max_tokens=6, temperature=0.9)
 ON_POLICY = GRPOConfig()
 WITH_KL = PROFILES["grpo"]
 THREE = GroupOptions(size=3)
@@ -106,7 +106,8 @@ def make(weights, model, tokenizer, rewards):
         options = UpdateOptions(**{"rows": 4, **options})
         optimizer = make_optimizer(OptimizerOptions(1e-3, schedule="constant", freeze=freeze), 10, tuple(weights))
         if (objective, freeze) not in programs:
-            programs[objective, freeze] = make_train_step(make_policy_loss(model, objective), optimizer)
+            loss = make_policy_loss(model, objective, SAMPLING.temperature)
+            programs[objective, freeze] = make_train_step(loss, optimizer)
         batch = replace(BATCH, batch_size=options.rows)
         features = VisualFeatures(model, batch, 1 << 20 if freeze else 0)
         engine = Engine(model, tokenizer, SAMPLING, RolloutOptions(rows=4, slots=4), BATCH)
@@ -245,7 +246,7 @@ def test_several_updates_learn_from_what_the_old_policy_drew(make, prompts):
 def test_the_schedule_counts_updates(make, weights, model, prompts):
     state, step = make(rows=2, updates=2)
     optimizer = make_optimizer(OptimizerOptions(1e-3, schedule="linear", freeze=TOWER), 6, tuple(weights))
-    step.update = make_train_step(make_policy_loss(model, ON_POLICY), optimizer)
+    step.update = make_train_step(make_policy_loss(model, ON_POLICY, SAMPLING.temperature), optimizer)
     state = create_state(weights, optimizer)
     rates = []
     for _ in range(3):
@@ -363,16 +364,16 @@ def test_weights_of_tokens_are_those_of_whole_distributions(weights, model, prom
     batch = batch.replace(old_log_probs=rng.normal(-6, 0.3, batch.completion_mask.shape).astype(np.float32))
 
     def ours(weights):
-        total, count, extras = make_policy_loss(model, objective, tile=16)(weights, batch)
+        total, count, extras = make_policy_loss(model, objective, 0.7, tile=16)(weights, batch)
         return total / count, extras
 
     def by_hand(weights):
         before = completions._before_completions(weights, model, batch)
-        every = jax.nn.log_softmax(logits(weights, model, before)).reshape(*batch.completion_mask.shape, -1)
+        every = jax.nn.log_softmax(logits(weights, model, before) / 0.7).reshape(*batch.completion_mask.shape, -1)
         divergence = group_divergence(every, batch.completion_mask, model.text.vocab_size)
         of_tokens = token_weights(divergence, batch.completion_mask, objective.token_weight)
         weighted = batch.replace(advantages=batch.advantages[..., None] * of_tokens)
-        total, count, _ = make_policy_loss(model, replace(objective, token_weight=None))(weights, weighted)
+        total, count, _ = make_policy_loss(model, replace(objective, token_weight=None), 0.7)(weights, weighted)
         return total / count, of_tokens
 
     (found, extras), gradients = jax.jit(jax.value_and_grad(ours, has_aux=True))(weights)
@@ -421,7 +422,7 @@ def test_a_response_of_the_example_takes_the_place_of_a_rollout(make, prompts, p
     given = [replace(p, response=processor.response(p.example)) for p in given] + prompts[2:]
     state, step = make(group=GroupOptions(size=3, offline=True), freeze=())
     before = state.params
-    log_probs = jax.jit(partial(completions.group_log_probs, config=step.config))
+    log_probs = jax.jit(partial(completions.group_log_probs, config=step.config, temperature=SAMPLING.temperature))
     state, metrics = step(jax.tree.map(jnp.array, state), [given])
     ((_, groups),) = step.recorded
     offline = [[rollout.offline for rollout in group.rollouts] for group in groups]
