@@ -143,8 +143,8 @@ class GRPO:
         seed = run.seed if self.seed is None else self.seed
         first = process_index() == 0
         folder, rejected = run.resolve(self.model), Rejections(run.workdir / "rejected.jsonl" if first else None)
-        rewarder = make_rewarder(self.rewards)
-        examples = open_sources(run, self.sources, rejected)
+        rewarder, rates = make_rewarder(self.rewards), PassRates(self.pass_rates)
+        examples = rates.ordered(open_sources(run, self.sources, rejected))
         meshes = self.meshes(jax.devices())
         with ExitStack() as stack:
             policy = self.prepare(load_config(folder), meshes, jax.default_backend(), seed)
@@ -154,7 +154,6 @@ class GRPO:
                 self.vision.processor(self.style, self.length_buckets[-1], folder),
                 stack.enter_context(self.vision.decoder()),
             )
-            rates = PassRates(self.pass_rates)
             prompts = stack.enter_context(self.stream(examples, processor, seed, rejected, rewarder, rates))
             if process_count() > 1:
                 prompts = AgreedPrompts(prompts, Exchange(f"{self.name} prompts"))
@@ -196,14 +195,15 @@ class GRPO:
         rewarder: Rewarder,
         rates: PassRates,
     ) -> PromptStream:
-        """The questions in their order, without those that cannot be used or are not worth asking."""
+        """The questions, shuffled or from easy to hard, without those that cannot be used or are not worth asking."""
 
         def check(example: Example) -> None:
             rewarder.check(example)
             rates.check(example)
 
         shapes = self.of_prompt, self.prompts, seed
-        further = self.pipeline, self.group.offline, rates.skips
+        pipeline = replace(self.pipeline, shuffle=self.pipeline.shuffle and not self.pass_rates.easy_first)
+        further = pipeline, self.group.offline, rates.skips
         return PromptStream(examples, processor, *shapes, rejected, check, *further)
 
     def programs(

@@ -7,7 +7,7 @@ from typing import Any
 
 from jvlmm.data.example import Example
 from jvlmm.errors import ConfigError, DataError
-from jvlmm.rewards import answers, grounding, overlap, shaping, video_r1
+from jvlmm.rewards import answers, grounded, grounding, overlap, shaping, video_r1
 from jvlmm.rewards.completion import Completion, RewardFunction
 
 ANSWER_REWARDS: dict[str, Callable[..., float]] = {
@@ -20,6 +20,7 @@ ANSWER_REWARDS: dict[str, Callable[..., float]] = {
     "mra": answers.mra,
     "ocr": overlap.ocr,
     "free_form": overlap.free_form,
+    "strict_or_free_form": grounded.strict_or_free_form,
     "temporal_iou": grounding.temporal_iou,
     "time_r1_iou": grounding.time_r1_iou,
     "spatial_iou": grounding.spatial_iou,
@@ -32,6 +33,11 @@ SHAPING_REWARDS: dict[str, Callable[..., float]] = {
     "format": shaping.format_reward,
     "video_r1_format": video_r1.video_r1_format,
     "survey_iou": grounding.survey_iou,
+    "thought_moments": grounded.thought_moments,
+    "thought_window": grounded.thought_window,
+    "thought_objects": grounded.thought_objects,
+    "thought_box": grounded.thought_box,
+    "grounded_format": grounded.grounded_format,
     "repetition": shaping.repetition,
     "length": shaping.length,
     "overlong": shaping.overlong,

@@ -41,6 +41,16 @@ class RewardTerm:
 PRESETS: dict[str, tuple[RewardTerm, ...]] = {
     "default": (RewardTerm("accuracy", "accuracy", 0.9), RewardTerm("format", "format", 0.1)),  # as LongVILA-R1
     "video-r1": (RewardTerm("accuracy", "video_r1_accuracy"), RewardTerm("format", "video_r1_format")),
+    "visd": (  # arXiv:2605.06094, released code; an unweighted sum
+        RewardTerm("ans_acc", "strict_or_free_form", answer_types=("mcq", "yesno", "number", "text")),
+        RewardTerm("ans_tiou", "temporal_iou", answer_types=("span",)),
+        RewardTerm("ans_viou", "spatial_iou", answer_types=("boxes",)),
+        RewardTerm("thk_temporal_point", "thought_moments", question_types=("spatio-temporal",)),
+        RewardTerm("thk_temporal_segment", "thought_window", answer_types=("span",)),
+        RewardTerm("thk_spatial", "thought_objects", question_types=("spatio-temporal",)),
+        RewardTerm("thk_box", "thought_box", answer_types=("boxes",)),
+        RewardTerm("format", "grounded_format"),
+    ),
 }
 
 
@@ -48,7 +58,7 @@ PRESETS: dict[str, tuple[RewardTerm, ...]] = {
 class RewardOptions:
     """The terms of a preset, and `terms` of one's own; one of a preset's name takes its place."""
 
-    preset: Literal["default", "video-r1"] | None = "default"
+    preset: Literal["default", "video-r1", "visd"] | None = "default"
     terms: tuple[RewardTerm, ...] = ()
 
     def __post_init__(self):

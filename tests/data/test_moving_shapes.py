@@ -212,7 +212,7 @@ def test_thoughts_are_short_end_in_the_answer_and_cite_true_boxes(examples):
         cited = re.findall(r"<box>\[(\d+),(\d+),(\d+),(\d+)\]</box>", found[1])
         assert {tuple(map(int, box)) for box in cited} <= truth
         assert all(name in _tracks(example) for name in re.findall(r"<obj>(.+?)</obj>", found[1]))
-        assert all(cite["box"] for cite in example.meta["cited"])
+        assert all(all(boxes) for frame in example.meta["evidence"] for boxes in frame["objects"].values())
 
 
 VERBS = {"appear": "appears", "vanish": "vanishes", "recolour": "changes colour"}

@@ -33,6 +33,21 @@ def test_without_bounds_every_row_is_kept():
     PassRates(PassRateOptions()).check(row("a", pass_rate=1))
 
 
+def test_easy_questions_come_first_and_unknown_ones_last():
+    rows = [
+        row("a", pass_rate=0.1),
+        row("b"),
+        row("c", pass_rate=0.9),
+        row("d", pass_rate=0.1),
+        row("e", pass_rate="no"),
+    ]
+    ordered = PassRates(PassRateOptions(easy_first=True)).ordered(rows)
+    assert [example.id for example in ordered] == ["c", "a", "d", "b", "e"] and len(ordered) == 5
+    assert PassRates(PassRateOptions()).ordered(rows) is rows
+    with pytest.raises(DataError, match="easy_first: no row has a 'pass_rate'"):
+        PassRates(PassRateOptions(easy_first=True)).ordered([row("a"), row("b")])
+
+
 def test_a_question_rests_after_rewards_that_were_all_equal():
     rates = PassRates(PassRateOptions(rest=2))
     rates.observe([("a", False), ("b", True)])

@@ -128,7 +128,7 @@ def test_rows_the_terms_cannot_use_are_refused_when_read():
         (lambda: RewardTerm("a", "accuracy", math.nan), "weight = nan"),
         (lambda: RewardTerm("a", "acuracy"), "allowed: accuracy, .*path/to/file.py:function"),
         (lambda: RewardTerm("a", "accuracy", answer_types=("mqc",)), "'mqc' is unknown; allowed: mcq"),
-        (lambda: RewardOptions("video-r2"), "allowed: default, video-r1 and none"),
+        (lambda: RewardOptions("video-r2"), "allowed: default, video-r1, visd and none"),
         (lambda: RewardOptions(None), "there is no reward"),
         (lambda: RewardOptions(None, (RewardTerm("a", "format"), RewardTerm("a", "ocr"))), "'a' stands twice"),
     ],

@@ -60,7 +60,7 @@ class Questions(Sequence):
             meta={
                 "form": record["form"],
                 "answer_text": record["answer_text"],
-                "cited": _with_boxes(json.loads(record["cited"]), scene),
+                "evidence": _evidence(json.loads(record["cited"]), scene),
                 "scene": scene,
             },
         )
@@ -246,6 +246,10 @@ def _media(root: Path, scene: dict[str, Any]) -> Media:
     return Media("image" if scene["steps"] == 1 else "video", str(root / scene["media"]))
 
 
-def _with_boxes(cited: list[dict[str, Any]], scene: dict[str, Any]) -> list[dict[str, Any]]:
+def _evidence(cited: list[dict[str, Any]], scene: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the reference thought cites, as `rewards.claims.key_frames` reads it."""
     boxes = {track["object"]: track["boxes"] for track in scene["tracks"]}
-    return [{**c, "box": boxes[c["object"]][c["step"]]} for c in cited]
+    frames: dict[float, dict[str, list]] = {}
+    for c in cited:
+        frames.setdefault(c["time"], {}).setdefault(c["object"], []).append(boxes[c["object"]][c["step"]])
+    return [{"time": time, "objects": frames[time]} for time in sorted(frames)]
