@@ -31,7 +31,7 @@ from jvlmm.rollout.sampling import SamplingOptions, banned_tokens
 from jvlmm.training.completions import row_log_probs
 from jvlmm.training.flops import group_flops, vision_flops
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
-from jvlmm.training.policy import make_policy_loss
+from jvlmm.training.policy_loss import make_policy_loss
 from jvlmm.training.state import create_state
 from jvlmm.training.step import LossFn, make_train_step
 

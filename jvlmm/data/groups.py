@@ -29,6 +29,18 @@ class Rollout:
 
 
 @flax.struct.dataclass
+class TeacherWords:
+    """What a teacher holds of the tokens of rollouts: of the sampled ones, and of the K that it thinks best."""
+
+    ids: np.ndarray  # int32 [B, G, C, K], its best words
+    logits: np.ndarray  # float32 [B, G, C, K], of these
+    own_logits: np.ndarray  # float32 [B, G, C], of the sampled tokens
+    log_probs: np.ndarray  # float32 [B, G, C], of the sampled tokens
+    known: np.ndarray  # bool [B, G], rollouts of which it knew more than the student
+    strength: np.ndarray  # float32 [B], of its opinion in this update, the same for all
+
+
+@flax.struct.dataclass
 class GroupBatch:
     """B prompts with G completions each; rows are [prompt, its padding, completion 1 and its padding, …].
 
@@ -50,6 +62,7 @@ class GroupBatch:
     old_log_probs: np.ndarray | None = None  # float32 [B, G, C] of the policy that sampled; None where it is this one
     reference_log_probs: np.ndarray | None = None  # float32 [B, G, C]
     offline: np.ndarray | None = None  # bool [B, G], rollouts that another policy wrote; None where there can be none
+    teacher: TeacherWords | None = None
 
     @property
     def prefix(self) -> SharedPrefix:

@@ -25,6 +25,7 @@ class Hindsight:
     """The lines of a block, most important first; one that is "" is not there."""
 
     answer: str = ""
+    demonstration: str = ""  # a right response to the question
     window: tuple[float, float] | None = None  # seconds
     moments: tuple[float, ...] = ()  # seconds, of the key frames
     feedback: str = ""
@@ -34,6 +35,8 @@ class Hindsight:
         found = []
         if self.answer:
             found.append(f"Verified answer: {self.answer}")
+        if self.demonstration:
+            found.append(f"A right response: {self.demonstration}")
         if self.window is not None:
             found.append("Verified time window: {:.1f}s to {:.1f}s".format(*self.window))
         if self.moments:
@@ -89,16 +92,19 @@ def privileged(
     return followed, np.array([len(block) + len(tail) for block in blocks], np.int32)
 
 
-def hindsight_of(example: Example, moments: Sized[float], feedback: str) -> Hindsight:
+def hindsight_of(example: Example, moments: Sized[float], feedback: str, demonstration: str = "") -> Hindsight:
     """What the question's ground truth gives, with the times of its evidence and a judge's advice on one rollout."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     answer = example.answer
     if example.answer_type == "mcq" and answer in letters[: len(example.options)]:
         answer = f"{answer}. {example.options[letters.index(answer)]}"
-    return Hindsight(answer, _window(example), tuple(moments), feedback)
+    return Hindsight(answer, demonstration, _window(example), tuple(moments), feedback)
 
 
 def _window(example: Example) -> tuple[float, float] | None:
-    """`meta["window"]`, the seconds that the answer is found in."""
-    given = example.meta.get("window")
-    return None if given is None else (float(given[0]), float(given[1]))
+    """`meta["window"]`, the seconds that the answer is found in; None where the row brought none that can be read."""
+    try:
+        start, end = map(float, example.meta["window"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return start, end

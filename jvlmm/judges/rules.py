@@ -1,6 +1,7 @@
 """A judge without a model: the gold answer, the key frames and the claims of the thought decide."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jvlmm.data.example import Example
 from jvlmm.errors import DataError
@@ -11,6 +12,11 @@ from jvlmm.rewards.gold import gold_span
 
 _SAME_MOMENT = 1.0  # seconds from a key frame
 _GOOD = 0.5  # a mark from which on nothing is to be said
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The judge of rules, as an option; there is nothing to choose."""
 
 
 def judge(cases: Sequence[Case]) -> list[Verdict | None]:

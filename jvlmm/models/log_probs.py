@@ -1,6 +1,8 @@
 """Log-probabilities of target tokens without ever holding the logits of all tokens."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,18 +53,94 @@ def tiled_log_probs(
         float32 [B, L]; what is not wanted is 0 and has no gradient.
     """
     mask = jnp.ones(targets.shape, bool) if mask is None else mask
+
+    def local(*arrays, gathered=()):
+        return _tiled(*arrays, tile, temperature, gathered)
+
+    return _on_mesh(local, (hidden, head, targets, mask), rules)
+
+
+def tiled_best_words(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    tile: int,
+    top_k: int,
+    mask: jax.Array | None = None,
+    rules: ShardingRules | None = None,
+    temperature: float = 1.0,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """`tiled_log_probs` without gradient, with logits: of the targets, and of each place's best words.
+
+    Returns (log-probs float32 [B, L], logits of the targets float32 [B, L], the K = min(top_k, V) best words int32
+    [B, L, K] and their logits float32 [B, L, K], falling). Logits are divided by the temperature. What is not wanted
+    is 0.
+    """
+    mask = jnp.ones(targets.shape, bool) if mask is None else mask
+    hidden, head = jax.lax.stop_gradient((hidden, head))
+    local = partial(_best_words, tile=tile, top_k=min(top_k, len(head)), temperature=temperature)
+    return _on_mesh(local, (hidden, head, targets, mask), rules)
+
+
+def _on_mesh(local: Callable, arrays: tuple[jax.Array, ...], rules: ShardingRules | None) -> Any:
+    """`local(hidden, head, targets, mask, gathered=…)`, each device on its own tokens and its part of the head."""
     mesh = jax.sharding.get_abstract_mesh()
     if rules is None or mesh.empty:
-        return _tiled(hidden, head, targets, mask, tile, temperature, ())
-    of_tokens = fitting_spec(mesh, rules, ("batch", "length"), targets.shape)
+        return local(*arrays)
+    of_tokens = fitting_spec(mesh, rules, ("batch", "length"), arrays[2].shape)
     of_head = PartitionSpec(None, *partition_spec(rules, ("embed",)))  # how words are split is left to the compiler
-    local = partial(_tiled, tile=tile, temperature=temperature, gathered=mesh_axes(of_head))
     manual = {*mesh_axes(of_tokens), *mesh_axes(of_head)}
     if not manual:
-        return local(hidden, head, targets, mask)
+        return local(*arrays)
     specs = (of_tokens, of_head, of_tokens, of_tokens)
-    run = jax.shard_map(local, in_specs=specs, out_specs=of_tokens, axis_names=manual, check_vma=False)
-    return run(hidden, head, targets, mask)
+    local = partial(local, gathered=mesh_axes(of_head))
+    return jax.shard_map(local, in_specs=specs, out_specs=of_tokens, axis_names=manual, check_vma=False)(*arrays)
+
+
+def _best_words(hidden, head, targets, mask, tile, top_k, temperature, gathered=()):
+    split, joined = _tiling(targets.shape, tile)
+    tiles = split(hidden), split(targets), split(mask)
+    words = word_tiles(head)
+    number = words.shape[1]
+
+    def over_words(state, index):
+        rows = _gather(words[:, index], gathered, hidden.dtype)
+
+        def one(arguments):
+            (hidden, targets, mask), state = arguments
+
+            def update(state):
+                (best, ids), *sums = state
+                logits = project(hidden, rows) / temperature
+                candidates = jnp.broadcast_to(jnp.arange(len(rows)) * number + index, logits.shape)
+                every = jnp.concatenate([best, logits], -1), jnp.concatenate([ids, candidates], -1)
+                best, chosen = jax.lax.top_k(every[0], top_k)
+                ids = jnp.take_along_axis(every[1], chosen, -1)
+                return (best, ids), *_update(sums, logits, targets, index, number)
+
+            return jax.lax.cond(jnp.any(mask), update, lambda state: state, state)
+
+        return jax.lax.map(one, (tiles, state)), None
+
+    zeros = jnp.zeros(tiles[1].shape, jnp.float32)
+    of_best = jnp.full((*zeros.shape, top_k), _LOWEST), jnp.zeros((*zeros.shape, top_k), jnp.int32)
+    start = of_best, zeros + _LOWEST, zeros, zeros
+    ((best, ids), peak, total, chosen), _ = jax.lax.scan(over_words, start, jnp.arange(number))
+    wanted = lambda x: joined(jnp.where(tiles[2].reshape(tiles[2].shape + (1,) * (x.ndim - 3)), x, 0))  # noqa: E731
+    log_probs = chosen - peak - jnp.log(jnp.maximum(total, 1e-30))
+    return wanted(log_probs), wanted(chosen), wanted(ids), wanted(best)
+
+
+def logits_at(hidden: jax.Array, head: jax.Array, words: jax.Array, tile: int, temperature: float = 1.0) -> jax.Array:
+    """float32 [B, L, K]: the logits of hidden [B, L, D] at words int32 [B, L, K] alone, of so many tokens at a time."""
+    split, joined = _tiling(words.shape[:2], tile)
+
+    def one(arguments):
+        hidden, words = arguments
+        rows = jnp.take(head, words, axis=0).astype(hidden.dtype)
+        return jnp.einsum("bld,blkd->blk", hidden, rows, preferred_element_type=jnp.float32)
+
+    return joined(jax.lax.map(one, (split(hidden), split(words)))) / temperature
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))

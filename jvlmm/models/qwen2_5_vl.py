@@ -42,7 +42,7 @@ import numpy as np
 from jvlmm.models.cache import GroupCache, KVCache, Stores, cache_from_prompt
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.decoder import Decoder
-from jvlmm.models.log_probs import project, tiled_log_probs
+from jvlmm.models.log_probs import logits_at, project, tiled_best_words, tiled_log_probs
 from jvlmm.models.shared_prefix import SharedPrefix
 from jvlmm.models.vision import PatchMerger, VisionTower
 from jvlmm.models.vision_inputs import VisionInputs, build_vision_inputs
@@ -220,6 +220,28 @@ def token_log_probs(
     """
     head = output_head(params)
     return tiled_log_probs(hidden.astype(config.dtype), head, targets, tile, mask, config.rules, temperature)
+
+
+def best_words(
+    params: Params,
+    config: ModelConfig,
+    hidden: jax.Array,
+    targets: jax.Array,
+    top_k: int,
+    tile: int = 512,
+    mask: jax.Array | None = None,
+    temperature: float = 1.0,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """As `token_log_probs`, and what the model holds of its best words; see `log_probs.tiled_best_words`."""
+    head = output_head(params)
+    return tiled_best_words(hidden.astype(config.dtype), head, targets, tile, top_k, mask, config.rules, temperature)
+
+
+def word_logits(
+    params: Params, config: ModelConfig, hidden: jax.Array, words: jax.Array, tile: int, temperature: float = 1.0
+) -> jax.Array:
+    """float32 [B, L, K]: the logits of `words` int32 [B, L, K] alone, at this temperature."""
+    return logits_at(hidden.astype(config.dtype), output_head(params), words, tile, temperature)
 
 
 def output_head(params: Params) -> jax.Array:

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 
 from jvlmm.errors import ConfigError
 
+THIRDS = ("first", "middle", "last")  # of a rollout's tokens
+
 
 @dataclass(frozen=True)
 class VISDConfig:
@@ -58,12 +60,6 @@ VISD_PROFILES = MappingProxyType(
 )
 
 
-def best_words(logits: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
-    """(ids int32 [..., K], logits float32 [..., K]) of the teacher's best words, all that is kept of its [..., V]."""
-    values, ids = jax.lax.top_k(logits.astype(jnp.float32), min(top_k, logits.shape[-1]))
-    return ids.astype(jnp.int32), values
-
-
 def gap_over_best(
     ids: jax.Array, teacher: jax.Array, student: jax.Array, tokens: jax.Array, own_teacher: jax.Array, own: jax.Array
 ) -> jax.Array:
@@ -73,7 +69,7 @@ def gap_over_best(
     joins where it is not among them.
 
     Args:
-      ids: int32 [..., K], from `best_words`.
+      ids: int32 [..., K], the teacher's K best words.
       teacher, student: float [..., K], the logits of both at these words.
       tokens: int32 [...], y.
       own_teacher, own: float [...], the logits of both at y.
@@ -125,19 +121,28 @@ def weight_sums(
     mask: jax.Array,
     config: VISDConfig,
 ) -> dict[str, jax.Array]:
-    """float32 sums over the tokens of `mask` whose advantage is not 0, to be divided by `visd_tokens`.
+    """float32 sums over the tokens of `mask` whose advantage is not 0, and over those of each third of the rollouts.
+
+    `visd/gap` is to be divided by `visd/tokens`, `visd/gap/first` by `visd/tokens/first`, and so on.
 
     Args:
       among_best: bool [B, G, C], whether the sampled token is one of the teacher's best words.
     """
     used = mask & (advantages != 0)[..., None]
     unclipped = jnp.exp(jnp.sign(advantages)[..., None] * gap)
-    total = lambda x: jnp.where(used, x, 0.0).sum(dtype=jnp.float32)  # noqa: E731
+    figures = {
+        "tokens": jnp.ones_like(gap),
+        "weight": weights,
+        "clipped": jnp.abs(unclipped - 1) > config.clip,
+        "gap": gap,
+        "gap_abs": jnp.abs(gap),
+        "among_best": among_best,
+    }
+    lengths = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
+    third = 3 * jnp.arange(gap.shape[-1]) // lengths
+    parts = {"": used} | {f"/{name}": used & (third == number) for number, name in enumerate(THIRDS)}
     return {
-        "visd_tokens": total(1.0),
-        "visd_weight_sum": total(weights),
-        "visd_clipped": total(jnp.abs(unclipped - 1) > config.clip),
-        "visd_gap_sum": total(gap),
-        "visd_gap_abs_sum": total(jnp.abs(gap)),
-        "visd_among_best": total(among_best),
+        f"visd/{name}{part}": jnp.where(among, figure, 0.0).sum(dtype=jnp.float32)
+        for part, among in parts.items()
+        for name, figure in figures.items()
     }

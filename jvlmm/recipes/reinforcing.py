@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jvlmm.data.batch import BatchOptions
@@ -31,7 +30,7 @@ from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.recipes.exporting import ExportType, export
 from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.reinforcing_programs import policy_programs
-from jvlmm.recipes.rollout_list import RolloutList
+from jvlmm.recipes.reinforcing_step import Questions, make_judge, policy_step
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
 from jvlmm.reporting.writers import MetricsWriter
@@ -46,16 +45,16 @@ from jvlmm.sharding.exchange import Exchange
 from jvlmm.sharding.hosts import process_count, process_index
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules
-from jvlmm.training.advantage_estimator import AdvantageEstimator
 from jvlmm.training.agreement import AgreedPrompts, AgreedRewards
 from jvlmm.training.checkpoints import Checkpoints
-from jvlmm.training.experience import Gatherer, Group, GroupOptions
+from jvlmm.training.experience import GroupOptions
 from jvlmm.training.loop import FitOptions, fit
 from jvlmm.training.lora import ADAPTERS, LoraOptions
 from jvlmm.training.optimizer import OptimizerOptions
-from jvlmm.training.policy import PolicyData, PolicyStep, UpdateOptions
+from jvlmm.training.policy import UpdateOptions
 from jvlmm.training.policy_preparation import PolicyMeshes, PreparedPolicy, prepare_policy
 from jvlmm.training.state import TrainState
+from jvlmm.training.teaching import TeachingOptions
 
 TOWER = {"vision", "merger"}
 
@@ -88,6 +87,7 @@ class GRPO:
     update: UpdateOptions = field(default_factory=UpdateOptions)
     vision: VisionOptions = field(default_factory=VisionOptions)  # patch_buckets: of update.rows prompts, equal shares
     feature_bytes: int = 0  # host memory for features of media seen again; has no effect on a tower that is trained
+    teaching: TeachingOptions | None = None  # by a teacher that knows more, see `training.teaching`
     optimizer: OptimizerOptions = field(default_factory=lambda: OptimizerOptions(learning_rate=1e-6))
     lora: LoraOptions | None = None  # None trains the parameters themselves
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
@@ -122,6 +122,8 @@ class GRPO:
                 f"vision.patch_buckets={self.vision.patch_buckets} are patches of update.rows={self.update.rows} "
                 "prompts, which have equal shares; use multiples of that number"
             )
+        if self.teaching is not None and self.objective.token_weight is not None:
+            raise ConfigError("objective.token_weight and teaching both weigh tokens; set one of them to none")
         if self.feature_bytes and not self.tower_frozen:
             raise ConfigError(
                 f"feature_bytes={self.feature_bytes} has no effect while the tower is trained; freeze vision and "
@@ -136,8 +138,10 @@ class GRPO:
         return TOWER.issubset(self.optimizer.freeze)
 
     def check(self) -> None:
-        """Raises ConfigError for a file of rewards that does not compile or run."""
+        """Raises ConfigError for a file of rewards that does not compile or run, and a judge that is not there."""
         make_rewarder(self.rewards)
+        if self.teaching is not None:
+            make_judge(self.teaching.hindsight)
 
     def run(self, run: Run) -> dict[str, Any]:
         seed = run.seed if self.seed is None else self.seed
@@ -158,6 +162,7 @@ class GRPO:
             if process_count() > 1:
                 prompts = AgreedPrompts(prompts, Exchange(f"{self.name} prompts"))
                 rewarder = AgreedRewards(rewarder, Exchange(f"{self.name} rewards"))
+            questions = Questions(prompts, processor, rewarder, rates, seed)
             modules = None if self.lora is None else (ADAPTERS,)
             checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules))
             writer = progress = None
@@ -168,9 +173,10 @@ class GRPO:
                 )
             stack.enter_context(jax.set_mesh(meshes.training))
             params = load_params(folder, policy.config, policy.base(policy.training.shardings.params))
-            step, data = self.step(run, params, policy, processor, rewarder, prompts, rates, seed)
+            step, data = policy_step(self, run.workdir, params, policy, questions)
             create, shardings = policy.training.create, policy.training.shardings
             state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+            state = step.with_teacher(state, checkpoints.latest_step() or 0)
             options = FitOptions(
                 total_steps=self.steps,
                 stage=self.name,
@@ -178,11 +184,11 @@ class GRPO:
                 checkpoint_every=self.checkpoint_every,
                 evaluate_every=self.evaluate_every if self.evaluation else 0,
             )
-            judge = None
+            examine = None
             if self.evaluation:
                 others = None if first else Path(stack.enter_context(TemporaryDirectory()))
-                judge = self.judge(run, folder, policy, processor, others or run.workdir / "predictions")
-            state = fit(state, step, data, options, writer, checkpoints, judge, progress=progress)
+                examine = self.examiner(run, folder, policy, processor, others or run.workdir / "predictions")
+            state = fit(state, step, data, options, writer, checkpoints, examine, progress=progress)
             paths = self.export(run.workdir, self.name, folder, policy, state)
         return {**paths, "steps": self.steps, "examples": len(examples), "rejected": len(rejected)}
 
@@ -248,56 +254,10 @@ class GRPO:
         rollout = replace(for_inference(config, platform), attention=training.attention)
         updates, rows = self.steps * self.update.per_step, self.update.rows
         layout = meshes, rows, platform, self.lora, self.sampling.temperature, seed
-        return prepare_policy(training, rollout, self.objective, self.optimizer, updates, *layout)
+        lesson = None if self.teaching is None else self.teaching.lesson
+        return prepare_policy(training, rollout, self.objective, self.optimizer, updates, *layout, lesson)
 
-    def step(
-        self,
-        run: Run,
-        params: Mapping[str, Any],
-        policy: PreparedPolicy,
-        processor: Processor,
-        rewarder: Rewarder,
-        prompts: PromptStream | AgreedPrompts,
-        rates: PassRates,
-        seed: int,
-    ) -> tuple[PolicyStep, PolicyData]:
-        """What a step does, beginning with `params`."""
-        reference = None
-        if self.objective.beta and self.lora is not None:
-            reference = policy.base
-        elif self.objective.beta:
-            kept = jax.tree.map(jnp.copy, params)
-            reference = lambda _: kept  # noqa: E731
-        data = PolicyData(prompts, AdvantageEstimator(self.objective), rates)
-        parts = self.sampling_parts(policy, processor.tokenizer, self.sampling, self.feature_bytes)
-        gatherer = Gatherer(*parts, rewarder, self.group)
-        rollouts = RolloutList(run.workdir / "predictions" / f"{self.name}.rollouts.jsonl")
-
-        def record(number: int, groups: Sequence[Group]) -> None:
-            rates.observe((group.prompt.example.id, group.informative) for group in groups)
-            if process_index() == 0:
-                rollouts(number, groups)
-
-        step = PolicyStep(
-            config=policy.config,
-            objective=self.objective,
-            update=policy.training.step,
-            options=self.update,
-            batch=self.batch(policy.meshes.training),
-            gatherer=gatherer,
-            estimator=data.estimator,
-            more=lambda: next(prompts)[0],
-            seed=seed,
-            sampler=policy.sampler,
-            policy=policy.policy,
-            reference=reference,
-            place=policy.place,
-            tower_trained=not self.tower_frozen,
-            record=record,
-        )
-        return step, data
-
-    def judge(
+    def examiner(
         self, run: Run, folder: Path, policy: PreparedPolicy, processor: Processor, predictions: Path
     ) -> Callable[[TrainState], Mapping[str, float]]:
         """Accuracies on the evaluation sources; keeps the policy with the best one overall."""
@@ -307,7 +267,7 @@ class GRPO:
         record = run.workdir / "models" / f"{self.name}-best.json"
         best = json.loads(record.read_text())["accuracy"] if record.is_file() else -1.0
 
-        def judge(state: TrainState) -> Mapping[str, float]:
+        def examine(state: TrainState) -> Mapping[str, float]:
             nonlocal best
             answers = Answers(policy.sampler(state.params), processor, engine, features)
             path = predictions / f"{self.name}.{int(state.step):06d}.jsonl"
@@ -319,7 +279,7 @@ class GRPO:
                     record.write_text(json.dumps({"accuracy": best, "step": int(state.step)}))
             return accuracy
 
-        return judge
+        return examine
 
     def sampling_parts(
         self, policy: PreparedPolicy, tokenizer: ChatTokenizer, sampling: SamplingOptions, max_bytes: int = 0

@@ -1,11 +1,13 @@
 """What several processes must have alike before each of them takes the same step."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jvlmm.data.example import Example
 from jvlmm.data.prompt_stream import Prompt, PromptStream
 from jvlmm.errors import DataError
+from jvlmm.judges.verdict import Case, Judge, Verdict
 from jvlmm.rewards.completion import Completion
 from jvlmm.rewards.rewarder import Rewarder
 from jvlmm.rewards.table import RewardTable
@@ -51,3 +53,18 @@ class AgreedRewards:
         """As the rewarder."""
         table = self.rewarder(completions, examples).to_json() if process_index() == 0 else None
         return RewardTable.from_json(self.exchange.round(table)[0])
+
+
+@dataclass(frozen=True)
+class AgreedJudge:
+    """The judge of process 0 for all: one behind an endpoint need not say the same twice."""
+
+    judge: Judge
+    exchange: Exchange
+
+    def __call__(self, cases: Sequence[Case]) -> list[Verdict | None]:
+        """As the judge."""
+        found = None
+        if process_index() == 0:
+            found = [None if verdict is None else asdict(verdict) for verdict in self.judge(cases)]
+        return [None if verdict is None else Verdict(**verdict) for verdict in self.exchange.round(found)[0]]

@@ -9,7 +9,7 @@ from jvlmm.data.batch import Batch
 from jvlmm.data.groups import GroupBatch
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.log_probs import project, word_tiles
-from jvlmm.models.qwen2_5_vl import encode_vision, forward, output_head, token_log_probs
+from jvlmm.models.qwen2_5_vl import best_words, encode_vision, forward, output_head, token_log_probs, word_logits
 from jvlmm.objectives.token_weights import group_divergence
 from jvlmm.training.sft import HEAD_TILE, next_token_targets
 
@@ -33,6 +33,52 @@ def diverging_log_probs(
     log_probs = _log_probs(params, config, before, batch, tile, temperature)
     known = jax.lax.stop_gradient((output_head(params), before, log_probs))
     return log_probs, _divergence(*known, batch, tile, temperature)
+
+
+def log_probs_with_logits(
+    params: Any,
+    config: ModelConfig,
+    batch: GroupBatch,
+    words: jax.Array,
+    tile: int = HEAD_TILE,
+    temperature: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """`group_log_probs`, and of the same pass float32 [B, G, C, K]: the logits of `words` int32 [B, G, C, K]."""
+    before = _before_completions(params, config, batch)
+    flat = words.reshape(*before.shape[:2], -1)
+    found = word_logits(params, config, before, flat, tile, temperature)
+    return _log_probs(params, config, before, batch, tile, temperature), found.reshape(words.shape)
+
+
+def teacher_words(
+    params: Any,
+    config: ModelConfig,
+    batch: GroupBatch,
+    starts: jax.Array,
+    places: int,
+    top_k: int,
+    tile: int = HEAD_TILE,
+    temperature: float = 1.0,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(best words, their logits, logits and log-probs of the sampled tokens), as in `TeacherWords`, 0 on padding.
+
+    Args:
+      batch: what the teacher reads; its completions begin with hindsight.
+      starts: int32 [B, G], the places of these at which the student's own completions begin.
+      places: C of the student's batch.
+    """
+    shape = *starts.shape, places
+    index = starts[..., None] + jnp.arange(places)
+    last = batch.prefix.completion - 1
+    taken = lambda x: jnp.take_along_axis(x.reshape(*starts.shape, last + 1), jnp.minimum(index, last), axis=2)  # noqa: E731
+    mask = (taken(batch.completion_mask) & (index <= last)).reshape(len(starts), -1)
+    targets = taken(batch.tokens[:, batch.prefix.prompt :]).reshape(mask.shape)
+    before = _before_completions(params, config, batch)
+    offsets = jnp.arange(shape[1])[:, None] * (last + 1)
+    chosen = (jnp.minimum(index, last) + offsets).reshape(mask.shape)
+    before = jnp.take_along_axis(before, chosen[..., None], axis=1)
+    log_probs, own, ids, best = best_words(params, config, before, targets, top_k, tile, mask, temperature)
+    return ids.reshape(*shape, -1), best.reshape(*shape, -1), own.reshape(shape), log_probs.reshape(shape)
 
 
 def _log_probs(

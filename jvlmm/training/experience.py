@@ -94,13 +94,16 @@ class Gatherer:
     rewarder: Rewarder
     options: GroupOptions
     _seconds: dict[str, float] = field(default_factory=dict)
+    _progress: float = 1.0
 
-    def gather(self, params: Any, prompts: Sized[Prompt], more: Draw, seed: int) -> Experience:
+    def gather(self, params: Any, prompts: Sized[Prompt], more: Draw, seed: int, progress: float = 1.0) -> Experience:
         """As many groups as there are prompts.
 
         With `resample_rounds`, prompts from `more()` take the places of those whose rewards are all equal, until there
-        are enough others or the rounds have passed; then such remain. `seed` uint32, another one for each step.
+        are enough others or the rounds have passed; then such remain. `seed` uint32, another one for each step;
+        `progress` in [0, 1], the share of the training that lies behind.
         """
+        self._progress = progress
         self._seconds = {"tower": 0.0, "reward": 0.0}
         before = dict(self.engine.seconds)
         groups, tables, examples = [], [], []
@@ -159,7 +162,9 @@ class Gatherer:
     def _scored(self, prompts: Sized[Prompt], rollouts, texts) -> RewardTable:
         begun = time.perf_counter()
         pairs = [pair for row in zip(rollouts, texts, strict=True) for pair in zip(*row, strict=True)]
-        completions = [Completion(text, len(rollout.tokens), rollout.finished) for rollout, text in pairs]
+        completions = [
+            Completion(text, len(rollout.tokens), rollout.finished, self._progress) for rollout, text in pairs
+        ]
         table = self.rewarder(completions, _repeated([p.example for p in prompts], rollouts))
         self._seconds["reward"] += time.perf_counter() - begun
         return table

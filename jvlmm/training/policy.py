@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jvlmm.data.batch import BatchOptions
@@ -17,57 +16,20 @@ from jvlmm.data.pass_rates import PassRates
 from jvlmm.data.prompt_stream import Prompt, PromptStream
 from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
-from jvlmm.objectives.grpo import GRPOConfig, policy_loss
+from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.objectives.kl import rollout_kl
-from jvlmm.objectives.token_weights import token_weights
 from jvlmm.sharding.batches import fetched
 from jvlmm.training.advantage_estimator import AdvantageEstimator
 from jvlmm.training.agreement import AgreedPrompts
-from jvlmm.training.completions import diverging_log_probs, group_log_probs
+from jvlmm.training.completions import group_log_probs
 from jvlmm.training.experience import Draw, Experience, Gatherer, Group
-from jvlmm.training.sft import HEAD_TILE
 from jvlmm.training.state import TrainState
-from jvlmm.training.step import LossFn, TrainStep
+from jvlmm.training.step import TrainStep
+from jvlmm.training.teaching import Teaching
 
 _PER_TOKEN = ("kl_sum", "token_weight_sum")
 _PER_SAMPLED = ("ratio_sum", "clipped_low", "clipped_high", "clipped_dual", "sampler_gap_sum")
 _PER_OFFLINE = ("offline_probability_sum",)
-
-
-def make_policy_loss(
-    config: ModelConfig, objective: GRPOConfig, temperature: float = 1.0, tile: int = HEAD_TILE
-) -> LossFn:
-    """Loss function for `make_train_step`, of a GroupBatch: each prompt is read once for its group, its media once.
-
-    The policy is the model at the `temperature` that the rollouts are drawn at. `tile` is the number of tokens whose
-    logits exist at a time. With `objective.token_weight` the policy's own
-    distributions in this pass weigh the tokens.
-    """
-
-    def loss(params: Any, batch: GroupBatch) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        mask, advantages, further = batch.completion_mask, batch.advantages, {}
-        if objective.token_weight is None:
-            log_probs = group_log_probs(params, config, batch, tile, temperature)
-        else:
-            log_probs, divergence = diverging_log_probs(params, config, batch, tile, temperature)
-            weights = token_weights(divergence, mask, objective.token_weight)
-            advantages = advantages[..., None] * weights
-            further = {"token_weight_sum": jnp.sum(weights * mask * batch.rollout_mask[..., None])}
-        total, count, extras = policy_loss(
-            log_probs,
-            batch.old_log_probs,
-            advantages,
-            mask,
-            objective,
-            reference_log_probs=batch.reference_log_probs,
-            sampler_log_probs=batch.sampler_log_probs,
-            prompt_weights=batch.prompt_weights,
-            rollout_mask=batch.rollout_mask,
-            offline=batch.offline,
-        )
-        return total, count, extras | further
-
-    return loss
 
 
 @dataclass(frozen=True)
@@ -124,19 +86,21 @@ class PolicyStep:
 
     config: ModelConfig
     objective: GRPOConfig
-    update: TrainStep  # of `make_policy_loss`, at the temperature of the gatherer's engine
+    update: TrainStep  # of `policy_loss.make_policy_loss`, at the temperature of the gatherer's engine
     options: UpdateOptions
     batch: BatchOptions  # of `options.rows` prompts
     gatherer: Gatherer
     estimator: AdvantageEstimator
     more: Draw  # further prompts
     seed: int
+    steps: int  # of the run, by which rewards know how far it is
     sampler: Callable[[Any], Any] = lambda params: params  # what samples, of the parameters that are trained
     policy: Callable[[Any], Any] = lambda params: params  # what computes log-probs, likewise
     reference: Callable[[Any], Any] | None = None  # the reference model, likewise; with beta only
     place: Callable[[Any], Any] = lambda batch: batch  # puts a host batch on the devices
     tower_trained: bool = True  # or the merger; else features are kept, and the update begins with them
     record: Callable[[int, Sized[Group]], None] = lambda step, groups: None
+    teaching: Teaching | None = None  # the state has its teacher
 
     def __post_init__(self) -> None:
         temperature = self.gatherer.engine.sampling.temperature
@@ -147,25 +111,39 @@ class PolicyStep:
         """Programs of the update compiled so far."""
         return self.update.compiles
 
+    def with_teacher(self, state: TrainState, done: int) -> TrainState:
+        """The state as it is after so many steps: with a teacher, where one is needed still."""
+        if self.teaching is None or not self.teaching.options.strength_at(done * self.options.per_step + 1):
+            return state
+        return state.replace(teacher=self.teaching.begin(state.params))
+
     def __call__(self, state: TrainState, given: Sized[Sized[Prompt]]) -> tuple[TrainState, dict[str, Any]]:
         number = int(state.step)
+        teacher, state = state.teacher, state.replace(teacher=None)
         prompts = [prompt for part in given for prompt in part]
         if self.tower_trained:
             self.gatherer.features.forget()
         seed = _step_seed(self.seed, number)
-        experience = self.gatherer.gather(self.sampler(state.params), prompts, self.more, seed)
+        params = self.sampler(state.params)
+        experience = self.gatherer.gather(params, prompts, self.more, seed, number / self.steps)
         self.record(number + 1, experience.drawn)
-        begun = time.perf_counter()
         batches = self._batches(experience, state.params)
+        updates, figures = number * self.options.per_step, {}
+        if self.teaching is not None and self.teaching.options.strength_at(updates + 1):
+            given = batches, experience.groups, state.params, teacher
+            batches, figures = self.teaching.teach(*given, number + 1, updates + 1)
+        begun = time.perf_counter()
         totals: list[dict[str, float]] = []
         state = state.replace(step=state.step * self.options.per_step)  # the schedule counts updates
         for _ in range(self.options.epochs):
             for part in _parts(batches, self.options.updates):
                 state, metrics = self.update(state, part)
                 totals.append({name: float(value) for name, value in jax.device_get(metrics).items()})
-        state = state.replace(step=state.step // self.options.per_step)
-        seconds = {"seconds/update": time.perf_counter() - begun}
-        return state, experience.metrics | update_metrics(totals) | seconds
+                if self.teaching is not None:
+                    teacher = self.teaching.follow(teacher, state.params, updates + len(totals))
+        state = state.replace(step=state.step // self.options.per_step, teacher=teacher)
+        figures["seconds/update"] = time.perf_counter() - begun
+        return state, experience.metrics | update_metrics(totals) | figures
 
     def _batches(self, experience: Experience, params: Any) -> list[GroupBatch]:
         rows, groups = self.options.rows, experience.groups
@@ -218,6 +196,9 @@ def update_metrics(updates: Sized[Mapping[str, float]]) -> dict[str, float]:
     tokens, offline = total("tokens"), total("offline_tokens")
     for names, count in ((_PER_TOKEN, tokens), (_PER_SAMPLED, tokens - offline), (_PER_OFFLINE, offline)):
         metrics |= {name.removesuffix("_sum"): total(name) / max(count, 1.0) for name in names if name in updates[0]}
+    for name in (name for name in updates[0] if name.startswith("visd/")):
+        _, _, *third = name.split("/")
+        metrics[name] = total(name) / max(total("/".join(["visd/tokens", *third])), 1.0)
     return metrics | {"tokens": tokens}
 
 

@@ -15,7 +15,7 @@ from jvlmm.sharding.batches import batch_shardings, placed
 from jvlmm.sharding.rules import ShardingRules, laid_out, named_shardings
 from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters, with_adapters
 from jvlmm.training.optimizer import OptimizerOptions
-from jvlmm.training.policy import make_policy_loss
+from jvlmm.training.policy_loss import Lesson, make_policy_loss
 from jvlmm.training.preparation import PreparedTraining, prepare
 
 
@@ -49,6 +49,10 @@ class PreparedPolicy:
     def policy(self, params: Any) -> Any:
         """The parameters that compute log-probs: with the adapters, where these are trained."""
         return params if self.lora is None else with_adapters(self.base(params), params[ADAPTERS], self.lora)
+
+    def trained(self, params: Any) -> Any:
+        """The modules that the optimiser changes."""
+        return {name: module for name, module in params.items() if name not in self.training.freeze}
 
     @staticmethod
     def base(params: Any) -> Any:
@@ -106,15 +110,17 @@ def prepare_policy(
     lora: LoraOptions | None,
     temperature: float = 1.0,
     seed: int = 0,
+    lesson: Lesson | None = None,
 ) -> PreparedPolicy:
     """A policy of `config` trained with `rows` prompts a device step; `platform` as JAX names it.
 
     Rollouts are drawn at `temperature`, and learnt at it. With `lora` adapters are trained, new ones of `seed`.
+    `lesson` is what it makes of a teacher's words.
     """
     config = meshes.on(meshes.training, config)
     place = lambda batch: placed(batch, batch_shardings(batch, meshes.training, meshes.rules))  # noqa: E731
     layout = meshes.training, meshes.rules, rows, platform
-    loss = make_policy_loss(config, objective, temperature)
+    loss = make_policy_loss(config, objective, temperature, lesson)
     training = prepare(config, loss, optimizer, updates, *layout, lora=lora, seed=seed, place=place)
     rollout_config = meshes.on(meshes.rollout, rollout_config)
     return PreparedPolicy(meshes, config, rollout_config, lora, training)

@@ -17,6 +17,7 @@ class TrainState:
     step: jax.Array  # int32 []
     params: Mapping[str, Any]  # {module: nested dict of arrays}; the model's in its `param_dtype`, adapters float32
     opt_state: Any  # optax state of the trainable modules; moments shaped as their parameters
+    teacher: Any = None  # float32, as the trainable modules; see `training.teaching`. No TrainStep takes it
 
 
 def create_state(params: Mapping[str, Any], optimizer: Optimizer) -> TrainState:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jvlmm.models import attention, log_probs
-from jvlmm.models.log_probs import tiled_log_probs
+from jvlmm.models.log_probs import logits_at, tiled_best_words, tiled_log_probs
 from jvlmm.models.vision import take_rows
 
 
@@ -32,6 +32,23 @@ def test_tiled_log_probs_equal_the_naive_ones(monkeypatch, batch, length, tile, 
     tiled, naive = (jax.jit(jax.value_and_grad(f, (0, 1))) for f in (tiled, naive))
     for ours, expected in zip(jax.tree.leaves(tiled(hidden, head)), jax.tree.leaves(naive(hidden, head)), strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("words", "top_k"), [(99, 3), (5, 4), (5, 40)])
+def test_the_best_words_are_those_of_all_logits(monkeypatch, words, top_k):
+    monkeypatch.setattr(log_probs, "WORDS", words)
+    rng = np.random.default_rng(top_k)
+    hidden, head = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 9, 6), (18, 6)))
+    targets = jnp.asarray(rng.integers(0, 18, (2, 9)), jnp.int32)
+    mask = jnp.arange(9) < jnp.array([[9], [5]])
+    expected = hidden @ head.T / 0.6
+    best, ids = jax.lax.top_k(expected, min(top_k, 18))
+    own = jnp.take_along_axis(expected, targets[..., None], axis=-1)[..., 0]
+    found = jax.jit(lambda: tiled_best_words(hidden, head, targets, 4, top_k, mask, temperature=0.6))()
+    for ours, wanted in zip(found, (own - jax.nn.logsumexp(expected, -1), own, ids, best), strict=True):
+        shown = mask.reshape(*mask.shape, *(1,) * (wanted.ndim - 2))
+        np.testing.assert_allclose(ours, jnp.where(shown, wanted, 0), atol=2e-5)
+    np.testing.assert_allclose(logits_at(hidden, head, ids, 4, 0.6), best, atol=2e-5)
 
 
 def test_no_array_of_all_logits_exists_in_the_training_program():

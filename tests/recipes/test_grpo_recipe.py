@@ -9,8 +9,8 @@ from recipe_processes import finish, kill_after, start
 
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
 from jvlmm.errors import ConfigError
+from jvlmm.recipes.record_list import RecordList
 from jvlmm.recipes.reinforcing import GRPO
-from jvlmm.recipes.rollout_list import RolloutList
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.experience import GroupOptions
 from jvlmm.training.optimizer import OptimizerOptions
@@ -21,6 +21,7 @@ from jvlmm.data.loader import PipelineOptions
 from jvlmm.objectives.profiles import PROFILES
 from jvlmm.recipes.moving_shapes import NewModel
 from jvlmm.recipes.recipe import Recipe
+from jvlmm.recipes.record_list import RecordList
 from jvlmm.recipes.reinforcing import GRPO
 from jvlmm.recipes.sources import Source, VisionOptions
 from jvlmm.rewards.terms import RewardOptions, RewardTerm
@@ -204,25 +205,15 @@ def test_a_group_of_one_is_refused():
         GroupOptions(size=1)
 
 
-class Rollouts:
-    """Stands for a group whose rollouts are `texts`."""
-
-    def __init__(self, *texts):
-        self.texts = texts
-
-    def records(self, step):
-        return ({"step": step, "text": text} for text in self.texts)
-
-
 def test_steps_that_are_done_again_replace_their_rollouts(tmp_path):
     """Line separators inside a text, and a line torn by a kill, are no obstacles."""
     path = tmp_path / "predictions/rollouts.jsonl"
-    first = RolloutList(path)
+    first, records = RecordList(path), lambda step, *texts: ({"step": step, "text": text} for text in texts)
     for step in (1, 2, 3):
-        first(step, (Rollouts(f"{step} a\u2028b", "\x85"),))
+        first(step, records(step, f"{step} a\u2028b", "\x85"))
     with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 4, "te')
-    RolloutList(path)(3, (Rollouts("again"),))
+    RecordList(path)(3, records(3, "again"))
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     assert [line["step"] for line in lines] == [1, 1, 2, 2, 3] and lines[-1]["text"] == "again"
     assert os.listdir(path.parent) == ["rollouts.jsonl"]

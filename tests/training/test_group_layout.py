@@ -19,7 +19,7 @@ from jvlmm.rollout.engine import Engine, RolloutOptions
 from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.completions import group_log_probs, row_log_probs
-from jvlmm.training.policy import make_policy_loss
+from jvlmm.training.policy_loss import make_policy_loss
 
 GROUP = 3
 BATCH = BatchOptions(batch_size=4, length_buckets=(64, 128))

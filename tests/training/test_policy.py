@@ -30,7 +30,8 @@ from jvlmm.training.advantage_estimator import AdvantageEstimator
 from jvlmm.training.experience import Gatherer, GroupOptions
 from jvlmm.training.frame_order import FrameOrder, shuffled_frames
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
-from jvlmm.training.policy import PolicyStep, UpdateOptions, make_policy_loss
+from jvlmm.training.policy import PolicyStep, UpdateOptions
+from jvlmm.training.policy_loss import make_policy_loss
 from jvlmm.training.state import create_state
 from jvlmm.training.step import make_train_step
 
@@ -122,6 +123,7 @@ def make(weights, model, tokenizer, rewards):
             estimator=AdvantageEstimator(objective),
             more=more or (lambda: pytest.fail("no further prompts are wanted")),
             seed=0,
+            steps=10,
             reference=(lambda _: weights) if objective.beta else None,
             tower_trained=not freeze,
             record=lambda number, groups: recorded.append((number, groups)),

@@ -89,6 +89,7 @@ def take(params, config, tokenizer, prompts, rewarder):
             estimator=AdvantageEstimator(PROFILES["grpo"]),
             more=lambda: pytest.fail("no further prompts are wanted"),
             seed=0,
+            steps=10,
             sampler=policy.sampler,
             policy=policy.policy,
             reference=policy.base if lora else lambda _: kept,

@@ -1,27 +1,27 @@
-"""The rollouts of a stage, written down for people to read."""
+"""What a stage did step by step, its rollouts say, written down for people to read."""
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from jvlmm.training.experience import Group
 
-
-class RolloutList:
-    """A JSON line for every rollout, step by step. Steps that are done again after a restart replace their lines."""
+class RecordList:
+    """A JSON line for every record, which has its step. Steps that are done again after a restart replace theirs."""
 
     def __init__(self, path: Path):
         self._path = path
         self._begun = False
 
-    def __call__(self, step: int, groups: tuple[Group, ...]) -> None:
+    def __call__(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add those of `step`, a number that does not fall while this list is in use."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._begun:
             self._begun = True
             self._drop_from(step)
         with self._path.open("a", encoding="utf-8") as file:
-            for group in groups:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in group.records(step))
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def _drop_from(self, step: int) -> None:
         if self._path.is_file():

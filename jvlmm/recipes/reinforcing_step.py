@@ -1,0 +1,112 @@
+"""What a GRPO stage does at every step, put together of its options."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jvlmm.data.pass_rates import PassRates
+from jvlmm.data.processor import Processor
+from jvlmm.data.prompt_stream import PromptStream
+from jvlmm.judges import rules
+from jvlmm.judges.endpoint import EndpointJudge
+from jvlmm.judges.verdict import Judge
+from jvlmm.recipes.record_list import RecordList
+from jvlmm.rewards.rewarder import Rewarder
+from jvlmm.sharding.exchange import Exchange
+from jvlmm.sharding.hosts import process_count, process_index
+from jvlmm.training.advantage_estimator import AdvantageEstimator
+from jvlmm.training.agreement import AgreedJudge, AgreedPrompts, AgreedRewards
+from jvlmm.training.experience import Gatherer, Group
+from jvlmm.training.hindsight_writing import HindsightOptions, HindsightWriter
+from jvlmm.training.policy import PolicyData, PolicyStep
+from jvlmm.training.policy_preparation import PreparedPolicy
+from jvlmm.training.teaching import Teaching
+
+if TYPE_CHECKING:
+    from jvlmm.recipes.reinforcing import GRPO
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a stage asks, and what scores the answers."""
+
+    prompts: PromptStream | AgreedPrompts
+    processor: Processor
+    rewarder: Rewarder | AgreedRewards
+    rates: PassRates
+    seed: int
+
+
+def make_judge(options: HindsightOptions) -> Judge:
+    """The judge of the options, asked for nothing yet. Raises ConfigError for an endpoint that does not answer."""
+    if isinstance(options.judge, rules.Rules):
+        return rules.judge
+    judge = EndpointJudge(options.judge)
+    if "feedback" in options.lines and process_index() == 0:
+        judge.check()
+    return judge
+
+
+def policy_step(
+    stage: "GRPO", workdir: Path, params: Mapping[str, Any], policy: PreparedPolicy, questions: Questions
+) -> tuple[PolicyStep, PolicyData]:
+    """The step and its data, for a run that begins with `params`."""
+    reference = None
+    if stage.objective.beta and stage.lora is not None:
+        reference = policy.base
+    elif stage.objective.beta:
+        kept = jax.tree.map(jnp.copy, params)
+        reference = lambda _: kept  # noqa: E731
+    data = PolicyData(questions.prompts, AdvantageEstimator(stage.objective), questions.rates)
+    parts = stage.sampling_parts(policy, questions.processor.tokenizer, stage.sampling, stage.feature_bytes)
+    gatherer = Gatherer(*parts, questions.rewarder, stage.group)
+    rollouts = RecordList(workdir / "predictions" / f"{stage.name}.rollouts.jsonl")
+
+    def record(number: int, groups: Sequence[Group]) -> None:
+        questions.rates.observe((group.prompt.example.id, group.informative) for group in groups)
+        if process_index() == 0:
+            rollouts(number, (record for group in groups for record in group.records(number)))
+
+    step = PolicyStep(
+        config=policy.config,
+        objective=stage.objective,
+        update=policy.training.step,
+        options=stage.update,
+        batch=stage.batch(policy.meshes.training),
+        gatherer=gatherer,
+        estimator=data.estimator,
+        more=lambda: next(questions.prompts)[0],
+        seed=questions.seed,
+        steps=stage.steps,
+        sampler=policy.sampler,
+        policy=policy.policy,
+        reference=reference,
+        place=policy.place,
+        tower_trained=not stage.tower_frozen,
+        record=record,
+        teaching=None if stage.teaching is None else _teaching(stage, workdir, policy, questions),
+    )
+    return step, data
+
+
+def _teaching(stage: "GRPO", workdir: Path, policy: PreparedPolicy, questions: Questions) -> Teaching:
+    judge = make_judge(stage.teaching.hindsight)
+    if process_count() > 1:
+        judge = AgreedJudge(judge, Exchange(f"{stage.name} verdicts"))
+    weights = RecordList(workdir / "predictions" / f"{stage.name}.weights.jsonl")
+    return Teaching(
+        options=stage.teaching,
+        config=policy.config,
+        batch=stage.batch(policy.meshes.training),
+        hindsight=HindsightWriter(stage.teaching.hindsight, questions.processor.tokenizer, judge),
+        temperature=stage.sampling.temperature,
+        trained=policy.trained,
+        policy=policy.policy,
+        place=policy.place,
+        tower_trained=not stage.tower_frozen,
+        record=weights if process_index() == 0 else lambda step, records: None,
+    )

@@ -1,0 +1,105 @@
+"""What the teacher is told of each rollout: the question's ground truth, and what a judge says."""
+
+import time
+from collections.abc import Sequence as Sized
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import numpy as np
+
+from jvlmm.data.hindsight import LEAKS, Hindsight, block_tokens, hindsight_of
+from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.errors import ConfigError, DataError
+from jvlmm.judges.endpoint import EndpointOptions
+from jvlmm.judges.rules import Rules
+from jvlmm.judges.verdict import CAUSES, Case, Judge
+from jvlmm.rewards.claims import key_frames
+from jvlmm.training.experience import Group
+
+Line = Literal["answer", "demonstration", "sibling", "window", "moments", "feedback"]
+
+
+@dataclass(frozen=True)
+class HindsightOptions:
+    """The lines that a teacher reads, where a question has them.
+
+    The gold answer; the example's own response as a demonstration, or before it the best other response of the group
+    ("sibling"); the window and the moments of the evidence; the judge's feedback.
+    """
+
+    lines: tuple[Line, ...] = ("answer", "window", "moments", "feedback")
+    judge: Rules | EndpointOptions = field(default_factory=Rules)  # of whom feedback is asked
+    max_tokens: int = 2048  # lines that do not fit are left out, from the last on
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"hindsight.max_tokens={self.max_tokens} must be at least 1")
+        known = get_args(Line)
+        if not self.lines or any(line not in known for line in self.lines):
+            raise ConfigError(f"hindsight.lines={self.lines}: name one or more of {', '.join(known)}")
+
+
+@dataclass
+class HindsightWriter:
+    """`judge` is asked where the options name its feedback."""
+
+    options: HindsightOptions
+    tokenizer: ChatTokenizer
+    judge: Judge
+    _figures: dict[str, float] = field(default_factory=dict)
+
+    def blocks(self, groups: Sized[Group]) -> tuple[list[list[np.ndarray]], dict[str, float]]:
+        """(int32 [n] for every rollout of every group, empty where nothing is known; figures).
+
+        `teacher/leaks` is the share of rollouts that use words of the block.
+        """
+        self._figures = {}
+        feedback = self._feedback(groups)
+        blocks = [
+            [
+                block_tokens(self._hindsight(group, number, said), self.tokenizer, self.options.max_tokens)
+                for number, said in enumerate(of_group)
+            ]
+            for group, of_group in zip(groups, feedback, strict=True)
+        ]
+        lengths = [len(block) for of_group in blocks for block in of_group]
+        leaks = [any(word in text.lower() for word in LEAKS) for group in groups for text in group.texts]
+        self._figures["teacher/known"] = float(np.mean([length > 0 for length in lengths]))
+        self._figures["teacher/hindsight_tokens"] = float(np.mean(lengths))
+        self._figures["teacher/leaks"] = float(np.mean(leaks))
+        return blocks, self._figures
+
+    def _feedback(self, groups: Sized[Group]) -> list[list[str]]:
+        """Of every rollout; "" where the judge said nothing."""
+        if "feedback" not in self.options.lines:
+            return [[""] * len(group.texts) for group in groups]
+        begun = time.perf_counter()
+        verdicts = self.judge([Case(group.prompt.example, text) for group in groups for text in group.texts])
+        self._figures["seconds/judge"] = time.perf_counter() - begun
+        self._figures["judge/failed"] = float(np.mean([verdict is None for verdict in verdicts]))
+        for cause in CAUSES:
+            found = [verdict is not None and verdict.cause == cause for verdict in verdicts]
+            self._figures[f"judge/{cause.replace(' ', '_') or 'no_error'}"] = float(np.mean(found))
+        said = iter("" if verdict is None else verdict.advice for verdict in verdicts)
+        return [[next(said) for _ in group.texts] for group in groups]
+
+    def _hindsight(self, group: Group, number: int, feedback: str) -> Hindsight:
+        lines, example = self.options.lines, group.prompt.example
+        demonstration = (example.response or "") if "demonstration" in lines else ""
+        if "sibling" in lines:
+            demonstration = _best_other(group, number) or demonstration
+        moments: tuple[float, ...] = ()
+        if "moments" in lines:
+            with suppress(DataError):  # what cannot be read is one line less
+                moments = tuple(frame.time for frame in key_frames(example))
+        known = hindsight_of(example, moments, feedback, demonstration)
+        unwanted = {"answer": "", "window": None}
+        return replace(known, **{name: nothing for name, nothing in unwanted.items() if name not in lines})
+
+
+def _best_other(group: Group, number: int) -> str:
+    """The text of the best-rewarded of the other rollouts; "" where it is no better than the group's worst."""
+    others = [other for other in range(len(group.texts)) if other != number]
+    best = max(others, key=lambda other: group.rewards[other])
+    return group.texts[best] if group.rewards[best] > group.rewards.min() else ""

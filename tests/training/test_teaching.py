@@ -1,0 +1,285 @@
+"""A teacher with hindsight: what it reads, what the student makes of it, how it follows, and what is reported."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvlmm.data.batch import BatchOptions
+from jvlmm.data.example import Example, Media
+from jvlmm.data.groups import collate_groups
+from jvlmm.data.hindsight import HEADER
+from jvlmm.data.prompt_stream import Prompt
+from jvlmm.errors import ConfigError
+from jvlmm.judges import rules
+from jvlmm.judges.verdict import Verdict
+from jvlmm.models.qwen2_5_vl import encode_vision, forward, logits
+from jvlmm.objectives.grpo import GRPOConfig
+from jvlmm.objectives.visd import VISDConfig
+from jvlmm.rewards.rewarder import make_rewarder
+from jvlmm.rewards.terms import RewardOptions, RewardTerm
+from jvlmm.rollout.engine import Engine, RolloutOptions
+from jvlmm.rollout.features import VisualFeatures
+from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.training.advantage_estimator import AdvantageEstimator
+from jvlmm.training.experience import Gatherer, GroupOptions
+from jvlmm.training.hindsight_writing import HindsightOptions, HindsightWriter
+from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
+from jvlmm.training.policy import PolicyStep, UpdateOptions
+from jvlmm.training.policy_loss import make_policy_loss
+from jvlmm.training.state import create_state
+from jvlmm.training.step import make_train_step
+from jvlmm.training.teaching import TEACHING_PROFILES, Teaching, TeachingOptions
+
+BATCH = BatchOptions(batch_size=2, length_buckets=(128,))
+SAMPLING = SamplingOptions(max_tokens=6, temperature=0.9)
+TOWER = ("vision", "merger")
+QUESTIONS = (
+    Example("video", "What moves?", "A", "mcq", (Media("video", "1.mp4"),), options=("red", "blue"), question_type="v"),
+    Example("text", "What is red?", "B", "mcq", options=("it", "not"), question_type="t", response="It is B"),
+)
+REWARD = """
+def vowels(completion, example):
+    return sum(map(completion.count, "aeiou e")) / 10 + len(completion) / 100
+
+
+def nothing(completion, example):
+    return 0.0
+"""
+ANSWER = HindsightOptions(("answer",))
+
+
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rewards") / "rewards.py"
+    path.write_text(REWARD)
+    return lambda name: make_rewarder(RewardOptions(None, (RewardTerm(name, f"{path}:{name}"),)))
+
+
+@pytest.fixture(scope="module")
+def prompts(processor):
+    return [Prompt(example, processor.prompt(example)) for example in QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def make(params, config, tokenizer, rewards):
+    """Makes (state, step) with a rate large enough to see; `step.records` are the listed tokens."""
+
+    programs = {}
+
+    def make(options=None, reward="vowels", freeze=TOWER, **update):
+        optimizer = make_optimizer(OptimizerOptions(1e-3, schedule="constant", freeze=freeze), 10, tuple(params))
+        lesson = None if options is None else options.lesson
+        if (lesson, freeze) not in programs:
+            loss = make_policy_loss(config, GRPOConfig(), SAMPLING.temperature, lesson)
+            programs[lesson, freeze] = make_train_step(loss, optimizer)
+        update = UpdateOptions(**{"rows": 2, **update})
+        batch = replace(BATCH, batch_size=update.rows)
+        records, shared = [], {"config": config, "batch": batch, "tower_trained": not freeze}
+        teaching = options and Teaching(
+            options=options,
+            hindsight=HindsightWriter(options.hindsight, tokenizer, rules.judge),
+            temperature=SAMPLING.temperature,
+            trained=lambda params: {name: params[name] for name in params if name not in freeze},
+            record=lambda step, of_step: records.append((step, of_step)),
+            **shared,
+        )
+        engine = Engine(config, tokenizer, SAMPLING, RolloutOptions(rows=2, slots=3), BATCH)
+        step = PolicyStep(
+            objective=GRPOConfig(),
+            update=programs[lesson, freeze],
+            options=update,
+            gatherer=Gatherer(engine, VisualFeatures(config, BATCH), rewards(reward), GroupOptions(size=3)),
+            estimator=AdvantageEstimator(GRPOConfig()),
+            more=lambda: pytest.fail("no further prompts are wanted"),
+            seed=0,
+            steps=10,
+            teaching=teaching,
+            **shared,
+        )
+        step.records = records
+        return step.with_teacher(create_state(params, optimizer), 0), step
+
+    return make
+
+
+def apart(left, right):
+    """The largest difference between two trees."""
+    pairs = zip(*map(jax.tree.leaves, (left, right)), strict=True)
+    return max(float(np.abs(np.asarray(a) - b).max()) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def taught(make, prompts):
+    """A batch with its teacher's words, whose weights are not those of the student; and what it was made of."""
+    state, step = make(TeachingOptions(VISDConfig(top_k=4), hindsight=ANSWER), freeze=())
+    experience = step.gatherer.gather(state.params, prompts, step.more, 0)
+    batches = step._batches(experience, state.params)
+    teacher = jax.tree.map(lambda x: x * 1.1, state.teacher)
+    (batch,), _ = step.teaching.teach(batches, experience.groups, state.params, teacher, 1, 1)
+    return batch, experience.groups, teacher
+
+
+def test_its_words_are_those_of_a_row_with_hindsight_for_each_rollout(taught, config, tokenizer, processor):
+    """The prompt said anew, with the block at the end of the user's turn, and positions of its own."""
+    batch, groups, teacher = taught
+    read = jax.jit(lambda row, features: forward(teacher, config, *row, features))
+    for row, (group, gold) in enumerate(zip(groups, ("A. red", "B. not"), strict=True)):
+        prompt = group.prompt.sequence
+        end = int(np.flatnonzero(prompt.tokens == tokenizer.eos_id)[-1])
+        block = tokenizer.encode(f"\n{HEADER}\nVerified answer: {gold}")
+        tokens = np.concatenate([prompt.tokens[:end], block, prompt.tokens[end:]])
+        begin = prompt.positions[0, end - 1] + 1 if end == prompt.length else int(prompt.positions[:, end].max())
+        features = None
+        if prompt.patches:
+            alone = collate_groups([prompt], [group.rollouts], BatchOptions(1, (128,)), config)
+            features = encode_vision(teacher, config, alone.vision)
+        for number, rollout in enumerate(group.rollouts):
+            whole = np.concatenate([tokens, rollout.tokens])
+            tail = begin + np.arange(len(whole) - end)
+            positions = np.concatenate([prompt.positions[:, :end], np.broadcast_to(tail, (3, len(tail)))], axis=1)
+            index = np.concatenate([prompt.visual_index[:end], np.full(len(tail), -1, np.int32)])
+            given = tuple(jnp.asarray(x)[None] for x in (whole, positions, np.ones(len(whole), np.int32), index))
+            hidden = read(given, features)[0, len(tokens) - 1 : -1]
+            expected = logits(teacher, config, hidden) / SAMPLING.temperature
+            place = row, number, slice(len(rollout.tokens))
+            best, ids = jax.lax.top_k(expected, 4)
+            own = jnp.take_along_axis(expected, jnp.asarray(rollout.tokens)[:, None], axis=-1)[:, 0]
+            np.testing.assert_allclose(batch.teacher.logits[place], best, atol=2e-4)
+            assert (batch.teacher.ids[place] == ids).mean() > 0.9  # equals may change places
+            np.testing.assert_allclose(batch.teacher.own_logits[place], own, atol=2e-4)
+            log_probs = own - jax.nn.logsumexp(expected, axis=-1)
+            np.testing.assert_allclose(batch.teacher.log_probs[place], log_probs, atol=2e-4)
+
+
+def test_a_rollout_of_which_nothing_is_known_is_learnt_as_without_a_teacher(make, prompts):
+    plain, step = make()
+    plain, expected = step(plain, [prompts])
+    nothing = TeachingOptions(hindsight=HindsightOptions(("window", "moments")))
+    state, step = make(nothing)
+    state, metrics = step(state, [prompts])
+    assert metrics["teacher/known"] == 0 and metrics["visd/tokens"] == 0
+    assert metrics["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+def test_what_the_teacher_knows_changes_the_update_and_is_reported(make, prompts):
+    plain, step = make()
+    _, expected = step(plain, [prompts])
+    state, step = make(TeachingOptions())
+    state, metrics = step(state, [prompts])
+    assert metrics["teacher/known"] == 1 and metrics["teacher/strength"] == 0.5 and metrics["teacher/leaks"] == 0
+    assert 0.8 <= metrics["visd/weight"] <= 1.2 and metrics["visd/gap_abs"] > 0
+    assert 0 <= metrics["visd/clipped"] <= 1 and 0 <= metrics["visd/among_best"] <= 1
+    assert {f"visd/gap/{third}" for third in ("first", "middle", "last")} <= set(metrics)
+    assert metrics["judge/failed"] == 0 and metrics["judge/incomplete"] == 1
+    assert min(metrics["seconds/judge"], metrics["seconds/teacher"]) > 0
+    assert abs(metrics["grad_norm"] / expected["grad_norm"] - 1) > 1e-4
+
+
+def test_the_weights_of_tokens_are_listed(make, prompts):
+    options = TeachingOptions(list_every=2)
+    state, step = make(options)
+    for _ in range(3):
+        state, _ = step(state, [prompts])
+    assert [number for number, _ in step.records] == [1, 3]
+    _, records = step.records[0]
+    assert [record["sample"] for record in records] == [0, 1, 2]
+    for record in records:
+        sign = np.sign(record["advantage"])
+        expected = np.clip(np.exp(sign * np.array(record["gaps"])), 0.8, 1.2)
+        np.testing.assert_allclose(record["weights"], expected, atol=1e-3)
+        assert len(record["tokens"]) == len(record["gaps"])
+
+
+def test_an_average_follows_every_update_and_goes_when_it_is_not_needed(make, prompts, params):
+    options = TeachingOptions(VISDConfig(anneal_steps=3), decay=0.75, hindsight=ANSWER)
+    state, step = make(options, updates=2, rows=1)
+    assert set(state.teacher) == set(params) - set(TOWER)
+    average, students = state.teacher, []
+    update = step.update
+
+    def watched(state, part):
+        state, metrics = update(state, part)
+        students.append(jax.tree.map(np.array, {name: state.params[name] for name in average}))
+        return state, metrics
+
+    watched.compiles = 0
+    step.update = watched
+    state, metrics = step(state, [prompts])
+    assert metrics["teacher/strength"] == 0.5
+    for student in students:
+        average = jax.tree.map(lambda t, s: 0.75 * t + 0.25 * s, average, student)
+    assert apart(state.teacher, average) < 1e-6
+    state, metrics = step(state, [prompts])
+    assert metrics["teacher/strength"] == pytest.approx(0.5 / 3) and state.teacher is None
+    state, metrics = step(state, [prompts])
+    assert "teacher/strength" not in metrics and "visd/weight" not in metrics
+    _, step = make(options, updates=2, rows=1)
+    assert step.with_teacher(state, 1).teacher is not None and step.with_teacher(state, 2).teacher is None
+
+
+@pytest.mark.parametrize(
+    ("decay", "every", "moves"), [(1.0, 1, (False, False)), (0.0, 2, (False, True)), (0.0, 1, None)]
+)
+def test_other_teachers_stay_or_follow_in_leaps(make, prompts, params, decay, every, moves):
+    state, step = make(TeachingOptions(decay=decay, every=every, hindsight=ANSWER))
+    for moved in moves or (None, None):
+        state, _ = step(state, [prompts])
+        if moved is None:
+            assert state.teacher is None
+        else:
+            now = state.params if moved else params
+            assert apart(state.teacher, {name: now[name] for name in state.teacher}) == 0
+
+
+@pytest.mark.parametrize("profile", ["sdft", "sdpo"])
+def test_distillation_needs_no_rewards(make, prompts, profile):
+    """Of rewards that are all equal a sibling is no better, so only feedback and demonstrations remain."""
+    state, step = make(TEACHING_PROFILES[profile], reward="nothing")
+    known = 0.5 if "demonstration" in TEACHING_PROFILES[profile].hindsight.lines else 1
+    state, first = step(state, [prompts])
+    assert first["teacher/known"] == known and first["loss"] > 0 and first["grad_norm"] > 0
+    assert not step.records
+
+
+@pytest.fixture(scope="module")
+def group(make, prompts):
+    state, step = make()
+    return step.gatherer.gather(state.params, prompts, step.more, 0).groups[0]
+
+
+def test_a_judge_that_fails_costs_its_line_alone(group, tokenizer):
+    some = lambda cases: [Verdict("Look again.") if n else None for n in range(len(cases))]  # noqa: E731
+    (blocks,), figures = HindsightWriter(HindsightOptions(("answer", "feedback")), tokenizer, some).blocks([group])
+    ends = [tokenizer.decode(block).rpartition("\n")[2] for block in blocks]
+    assert ends == ["Verified answer: A. red", "Corrective feedback: Look again.", "Corrective feedback: Look again."]
+    assert figures["judge/failed"] == pytest.approx(1 / 3) and figures["teacher/known"] == 1
+
+
+def test_a_sibling_is_the_best_other_rollout(group, tokenizer):
+    group = replace(group, texts=("one", "two", "three"), rewards=np.array([1.0, 3.0, 2.0]))
+    writer = HindsightWriter(HindsightOptions(("sibling",)), tokenizer, rules.judge)
+    (blocks,), figures = writer.blocks([group])
+    assert [tokenizer.decode(block).split(": ")[-1] for block in blocks] == ["two", "three", "two"]
+    equal = replace(group, rewards=np.zeros(3))
+    assert writer.blocks([equal])[1]["teacher/known"] == 0
+    quoting = replace(group, texts=("The Verified answer", "no", "so"))
+    assert writer.blocks([quoting])[1]["teacher/leaks"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("make_options", "message"),
+    [
+        (lambda: TeachingOptions(decay=1.5), "teaching.decay=1.5"),
+        (lambda: TeachingOptions(every=0), "teaching.every=0"),
+        (lambda: TeachingOptions(decay=1.0, every=5), "teaching.every=5"),
+        (lambda: HindsightOptions(("gossip",)), "hindsight.lines="),
+        (lambda: HindsightOptions(max_tokens=0), "hindsight.max_tokens=0"),
+    ],
+)
+def test_impossible_options_are_refused(make_options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_options()
