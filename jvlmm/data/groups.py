@@ -88,9 +88,7 @@ def collate_groups(
     Raises DataError when a prompt, or all of them, exceed the buckets.
     """
     group = len(rollouts[0])
-    longest = max(len(rollout.tokens) for row in rollouts for rollout in row)
-    places = max(_SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
-    places = places if max_tokens is None else max(longest, min(places, max_tokens))
+    places = completion_places(max(len(rollout.tokens) for row in rollouts for rollout in row), max_tokens)
     if features is None:
         batch, joined = collate(prompts, options, config), None
     else:
@@ -123,6 +121,12 @@ def collate_groups(
     )
 
 
+def completion_places(longest: int, max_tokens: int | None = None) -> int:
+    """Places for completions of up to `longest` tokens: a power of two from 16, and no more than `max_tokens`."""
+    places = max(_SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
+    return places if max_tokens is None else max(longest, min(places, max_tokens))
+
+
 def abstract_groups(
     options: BatchOptions,
     config: ModelConfig,
@@ -131,13 +135,22 @@ def abstract_groups(
     frame_patches: int | None,
     tower_trained: bool,
     given: Sized[str] = (),
+    top_k: int | None = None,
 ) -> GroupBatch:
-    """ShapeDtypeStructs of the largest batch; see `batch.abstract_batch`. `given` names the log-probs it holds."""
+    """ShapeDtypeStructs of the largest batch; see `batch.abstract_batch`.
+
+    `given` names the log-probs it holds; with `top_k` it has a teacher's words.
+    """
     batch = abstract_batch(options, config, frame_patches)
     rows, length = batch.tokens.shape
     total = length + group * completion
     struct = jax.ShapeDtypeStruct
     integers, each = struct((rows, total), np.int32), (rows, group, completion)
+    teacher = None
+    if top_k is not None:
+        numbers, words = struct(each, np.float32), (*each, top_k)
+        best = struct(words, np.int32), struct(words, np.float32)
+        teacher = TeacherWords(*best, numbers, numbers, struct((rows, group), bool), struct((rows,), np.float32))
     return GroupBatch(
         tokens=integers,
         positions=struct((rows, 3, total), np.int32),
@@ -151,6 +164,7 @@ def abstract_groups(
         prompt_weights=struct((rows,), np.float32),
         vision=batch.vision if tower_trained else None,
         features=None if tower_trained or batch.vision is None else abstract_features(options, config),
+        teacher=teacher,
         **{name: struct(each, np.float32) for name in given},
     )
 

@@ -1,19 +1,21 @@
 """What a GRPO stage compiles for its devices, for `jvlmm plan`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jvlmm.data.groups import abstract_groups
+from jvlmm.data.groups import GroupBatch, abstract_groups, completion_places
 from jvlmm.recipes.recipe import Program
 from jvlmm.rollout.groups_ahead import AbstractRollout
 from jvlmm.sharding.batches import batch_shardings
-from jvlmm.sharding.estimate import device_bytes
+from jvlmm.sharding.estimate import Estimate, device_bytes
 from jvlmm.sharding.rules import laid_out
-from jvlmm.training.completions import group_log_probs
+from jvlmm.training.completions import group_log_probs, teacher_words
 from jvlmm.training.estimate import update_estimate
 from jvlmm.training.flops import decode_flops, group_flops, prefill_flops, vision_flops
 from jvlmm.training.policy_preparation import PreparedPolicy
@@ -25,15 +27,17 @@ if TYPE_CHECKING:
 def policy_programs(stage: "GRPO", policy: PreparedPolicy, media: bool) -> Iterator[Program]:
     """Of a step at its largest, with media or of text alone.
 
-    What the others need stays in memory beside each: parameters in training, moments, the reference model. Of decoding,
-    what goes between devices is counted for one token.
+    What the others need stays in memory beside each: parameters in training, moments, reference model and teacher. Of
+    decoding, what goes between devices is counted for one token.
     """
     state, base = policy.training.shapes, policy.base(policy.training.shapes.params)
-    reference = device_bytes(base) if stage.objective.beta and stage.lora is None else 0
+    others = device_bytes(base) if stage.objective.beta and stage.lora is None else 0
+    if stage.teaching is not None and not stage.teaching.live:
+        others += device_bytes(jax.tree.map(lambda x: x.update(dtype=jnp.float32), policy.trained(state.params)))
     frame = stage.vision.pixels.video_max_pixels // policy.config.vision.patch_size**2 if media else None
-    beside = reference + device_bytes(state if policy.converts else state.opt_state)
+    beside = others + device_bytes(state if policy.converts else state.opt_state)
     yield from _rollout_programs(stage, policy, frame, beside)
-    yield from _update_programs(stage, policy, frame, reference)
+    yield from _update_programs(stage, policy, frame, others)
 
 
 def _rollout_programs(stage: "GRPO", policy: PreparedPolicy, frame: int | None, beside: int) -> Iterator[Program]:
@@ -72,48 +76,97 @@ def _rollout_programs(stage: "GRPO", policy: PreparedPolicy, frame: int | None, 
     )
 
 
-def _update_programs(stage: "GRPO", policy: PreparedPolicy, frame: int | None, reference: int) -> Iterator[Program]:
-    config, mesh, training = policy.config, policy.meshes.training, policy.training
-    rows, trained = stage.update.rows, not stage.tower_frozen
+@dataclass(frozen=True)
+class _Update:
+    """The shapes of an update's batches on its mesh, and what its programs have in common."""
+
+    stage: "GRPO"
+    policy: PreparedPolicy
+    frame: int | None  # patches
+    others: int  # bytes of a device beside the training state
+
+    @property
+    def common(self) -> dict[str, int]:
+        return {"devices": self.policy.meshes.training.size, "samples": self.stage.update.rows}
+
+    @property
+    def beside(self) -> int:
+        """Bytes beside a forward pass, which takes parameters alone."""
+        return device_bytes(self.policy.training.shapes) + self.others - device_bytes(self.params)
+
+    @property
+    def params(self) -> Any:
+        return self.policy.base(self.policy.training.shapes.params)
+
+    @property
+    def tower(self) -> float:
+        """FLOPs of the tower, forwards; 0 where it is not trained, for then its features are kept."""
+        stage, vision = self.stage, self.policy.config.vision
+        if stage.tower_frozen or self.frame is None:
+            return 0.0
+        return vision_flops(vision, stage.vision.patch_buckets[-1], self.frame)
+
+    def decoder(self, places: int) -> float:
+        """FLOPs of the decoder, forwards, with completions of so many tokens."""
+        stage = self.stage
+        sizes = stage.length_buckets[-1], places, stage.group.size
+        return stage.update.rows * group_flops(self.policy.config.text, *sizes)
+
+    def batch(self, places: int | None = None, given: Sequence[str] = (), top_k: int | None = None) -> GroupBatch:
+        stage, config, mesh = self.stage, self.policy.config, self.policy.meshes.training
+        sizes = stage.group.size, places or stage.sampling.max_tokens, self.frame, not stage.tower_frozen
+        return self.laid_out(abstract_groups(stage.batch(mesh), config, *sizes, given, top_k))
+
+    def laid_out(self, arrays: Any) -> Any:
+        return laid_out(arrays, batch_shardings(arrays, self.policy.meshes.training, self.stage.rules))
+
+    def trace(self, program: Any, *arguments: Any, **named: Any) -> jax.stages.Traced:
+        with jax.set_mesh(self.policy.meshes.training):
+            return program.trace(*arguments, **named)
+
+    def estimate(self, batch: GroupBatch) -> Estimate:
+        return update_estimate(self.policy.training, self.policy.config, batch, self.frame or 0, self.stage.rules)
+
+
+def _update_programs(stage: "GRPO", policy: PreparedPolicy, frame: int | None, others: int) -> Iterator[Program]:
+    of, training, longest = _Update(stage, policy, frame, others), policy.training, stage.sampling.max_tokens
     old = stage.update.off_policy or stage.objective.kl_place == "reward"
     given = ["old_log_probs"] * old + ["reference_log_probs"] * bool(stage.objective.beta)
-    sizes = stage.group.size, stage.sampling.max_tokens, frame, trained
-
-    def placed(names):
-        batch = abstract_groups(stage.batch(mesh), config, *sizes, names)
-        return laid_out(batch, batch_shardings(batch, mesh, stage.rules))
-
-    def on_mesh(trace):
-        with jax.set_mesh(mesh):
-            return trace()
-
-    tower = vision_flops(config.vision, stage.vision.patch_buckets[-1], frame) if trained and frame is not None else 0.0
-    has_backward = "vision" not in training.freeze or "vision" in training.adapted
-    decoder = rows * group_flops(config.text, stage.length_buckets[-1], stage.sampling.max_tokens, stage.group.size)
-    estimate = partial(update_estimate, training, config, frame_patches=frame or 0, rules=stage.rules)
-    named = {"devices": mesh.size, "samples": rows}
+    forward = partial(partial, config=policy.config, temperature=stage.sampling.temperature)
+    top_k = None if stage.teaching is None else stage.teaching.lesson.top_k
     if given:
-        temperature = stage.sampling.temperature
-        log_probs = jax.jit(partial(group_log_probs, config=config, temperature=temperature))
-        params = policy.base(training.shapes.params)
+        log_probs = jax.jit(forward(group_log_probs))
         yield Program(
             f"{stage.name}.log_probs",
-            lambda: on_mesh(lambda: log_probs.trace(params, batch=placed(()))),
-            lambda: estimate(batch=placed(())),
-            model_flops=decoder + tower,
+            lambda: of.trace(log_probs, of.params, batch=of.batch()),
+            lambda: of.estimate(of.batch()),
+            model_flops=of.decoder(longest) + of.tower,
             passes=1,
-            resident=device_bytes(training.shapes) + reference - device_bytes(params),
-            **named,
+            resident=of.beside,
+            **of.common,
         )
-    passes = 2 if "decoder" in training.freeze else 3
+    if stage.teaching is not None:
+        words = jax.jit(forward(teacher_words, top_k=top_k, places=longest))
+        places = completion_places(stage.teaching.hindsight.max_tokens + longest)
+        starts = of.laid_out(jax.ShapeDtypeStruct((stage.update.rows, stage.group.size), jnp.int32))
+        yield Program(
+            f"{stage.name}.teacher",
+            lambda: of.trace(words, of.params, batch=of.batch(places), starts=starts),
+            lambda: of.estimate(of.batch(places)),
+            model_flops=of.decoder(places) + of.tower,
+            passes=1,
+            resident=of.beside,
+            **of.common,
+        )
+    has_backward = "vision" not in training.freeze or "vision" in training.adapted
     tower_passes = 3 if "vision" not in training.freeze else 1 + has_backward
-    recomputed = decoder + tower * has_backward if stage.remat in ("full", "offload") else 0.0
+    passes, decoder = 2 if "decoder" in training.freeze else 3, of.decoder(longest)
     yield Program(
         f"{stage.name}.update",
-        lambda: on_mesh(lambda: training.step.trace(training.shapes, placed(given))),
-        lambda: estimate(batch=placed(given)),
-        model_flops=passes * decoder + tower_passes * tower,
-        recomputed_flops=recomputed,
-        resident=reference,
-        **named,
+        lambda: of.trace(training.step, training.shapes, of.batch(longest, given, top_k)),
+        lambda: of.estimate(of.batch(longest, given, top_k)),
+        model_flops=passes * decoder + tower_passes * of.tower,
+        recomputed_flops=decoder + of.tower * has_backward if stage.remat in ("full", "offload") else 0.0,
+        resident=others,
+        **of.common,
     )

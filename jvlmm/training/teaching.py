@@ -148,9 +148,8 @@ class Teaching:
         features = None if self.tower_trained else [group.features for group in groups]
         read = collate_groups(prompts, followed, self.batch, self.config, features)
         places = batch.completion_mask.shape[-1]
-        ids, best, own, log_probs = fetched(
-            self._words(weights, batch=self.place(read), starts=jnp.asarray(starts), places=places)
-        )
+        given = {"batch": self.place(read), "starts": self.place(starts)}
+        ids, best, own, log_probs = fetched(self._words(weights, **given, places=places))
         strengths = np.full(len(known), strength, np.float32)
         return batch.replace(teacher=TeacherWords(ids, best, own, log_probs, known, strengths))
 

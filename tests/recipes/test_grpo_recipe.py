@@ -19,6 +19,7 @@ from jvlmm.training.policy import UpdateOptions
 CONFIG = """
 from jvlmm.data.loader import PipelineOptions
 from jvlmm.objectives.profiles import PROFILES
+from jvlmm.objectives.visd import VISDConfig
 from jvlmm.recipes.moving_shapes import NewModel
 from jvlmm.recipes.recipe import Recipe
 from jvlmm.recipes.record_list import RecordList
@@ -29,6 +30,7 @@ from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.experience import GroupOptions
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.policy import UpdateOptions
+from jvlmm.training.teaching import TeachingOptions
 from jvlmm.video.budget import PixelOptions
 
 DATA, REWARD = {data!r}, {reward!r}
@@ -52,6 +54,7 @@ def recipe():
                 rewards=RewardOptions(terms=(RewardTerm("mine", REWARD + ":length"),)),
                 sampling=SamplingOptions(max_tokens=8, temperature=1.0),
                 update=UpdateOptions(rows=2, updates=2),
+                teaching=TeachingOptions(VISDConfig(anneal_steps=6)),
                 vision=VISION,
                 optimizer=OptimizerOptions(learning_rate=1e-3),
                 evaluation=(Source(DATA, split="test", limit=3),),
@@ -139,8 +142,12 @@ def test_a_run_leaves_what_its_contract_names(finished):
     workdir, result = finished
     assert [record["step"] for record in figures(workdir)] == [1, 2, 3, 4, 5]
     first, *_, last = figures(workdir)
-    assert first["kl"] < last["kl"] and first["sampler_gap"] < 1e-4 and first["reward_failures"] == 0
+    assert min(first["kl"], last["kl"]) > 0 and first["sampler_gap"] < 1e-4 and first["reward_failures"] == 0
     assert {"reward/mine", "reward/accuracy", "reward/format", "truncated", "entropy", "clipped_high"} < set(first)
+    taught = [record["step"] for record in figures(workdir) if "visd/weight" in record]
+    assert taught == [1, 2, 3] and first["teacher/known"] == 1 and "teacher/strength" not in last
+    listed = [json.loads(line) for line in (workdir / "predictions/grpo.weights.jsonl").read_text().splitlines()]
+    assert [line["sample"] for line in listed] == [0, 1, 2] and len(listed[0]["weights"]) == len(listed[0]["tokens"])
     evaluations = [record for record in metrics(workdir) if "eval/overall" in record]
     assert [record["step"] for record in evaluations] == [4, 5]
     listed = rollouts(workdir)

@@ -65,6 +65,26 @@ def recipe(tmp_path):
     return path
 
 
+TEACHING = """        teaching=TeachingOptions(hindsight=HindsightOptions(max_tokens=128)),
+"""
+
+
+@needs_compiler
+def test_a_teacher_lies_beside_every_program_and_has_one_of_its_own(recipe):
+    plain = {program["name"]: program for program in plan_recipe(recipe, "h100:8")["programs"]}
+    text = recipe.read_text().replace("        lora=lora,\n", TEACHING + "        lora=lora,\n")
+    imports = "from jvlmm.training.{} import {}\n"
+    imports = imports.format("hindsight_writing", "HindsightOptions") + imports.format("teaching", "TeachingOptions")
+    recipe.write_text(imports + text)
+    counted = {program["name"]: program for program in plan_recipe(recipe, "h100:8")["programs"]}
+    assert list(counted) == [*ALL[:-1], "grpo.teacher", "grpo.update"]
+    for name, program in plain.items():
+        more = counted[name]["resident_gib"] - program["resident_gib"]
+        assert more == pytest.approx(4 * DECODER / 8 / 2**30, rel=0.1, abs=2e-3), name
+    compiled = {program["name"]: program for program in plan_recipe(recipe, "v6e:2x4")["programs"]}
+    assert compiled["grpo.teacher"]["fits"] and compiled["grpo.update"]["fits"]
+
+
 @needs_compiler
 @pytest.mark.parametrize("topology", ["v5p:2x2x2", "v6e:2x4"])
 def test_all_programs_of_a_step_compile_and_fit(recipe, topology):

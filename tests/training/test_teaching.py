@@ -198,7 +198,7 @@ def test_an_average_follows_every_update_and_goes_when_it_is_not_needed(make, pr
     options = TeachingOptions(VISDConfig(anneal_steps=3), decay=0.75, hindsight=ANSWER)
     state, step = make(options, updates=2, rows=1)
     assert set(state.teacher) == set(params) - set(TOWER)
-    average, students = state.teacher, []
+    average, students = jax.tree.map(np.array, state.teacher), []
     update = step.update
 
     def watched(state, part):
