@@ -86,15 +86,17 @@ def policy(
     group: GroupOptions = GroupOptions(size=8),  # noqa: B008
     learning_rate: float = 2e-4,
     seed: int | None = None,
+    question_types: tuple[str, ...] = (),
+    **options: Any,
 ) -> GRPO:
-    """Rewards for right answers in the right format.
+    """Rewards for right answers in the right format; `options` are further ones of the stage.
 
     Rollouts are drawn at a temperature of 0.6, at which this small model's thoughts hold together.
     """
     return GRPO(
         name=name,
         model=model,
-        sources=(Source("stage:data"),),
+        sources=(Source("stage:data", question_types=question_types),),
         steps=steps,
         prompts=prompts,
         length_buckets=(144,),
@@ -108,4 +110,5 @@ def policy(
         optimizer=OptimizerOptions(learning_rate=learning_rate, schedule="constant", warmup_steps=5, freeze=TOWER),
         checkpoint_every=20,
         seed=seed,
+        **options,
     )
