@@ -78,9 +78,12 @@ class _Layout:
         """Bytes of an update in one device step, as compiled: weights, moments, batch and temporaries."""
         return _allocated(self.step.trace(self.state, self.whole()))
 
+    def device_kind(self) -> str:
+        return jax.devices()[0].device_kind
+
     def facts(self) -> dict[str, Any]:
         device = jax.devices()[0]
-        told = {"platform": device.platform, "device_kind": device.device_kind, "dtype": self.config.dtype}
+        told = {"platform": device.platform, "device_kind": self.device_kind(), "dtype": self.config.dtype}
         return {**told, "update_memory": self.memory()}
 
     def device_peak(self) -> int | None:

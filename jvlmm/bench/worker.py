@@ -42,6 +42,8 @@ def open_side(name: str, folder: Path) -> Side:
             from jvlmm.bench.layouts import Shared as Chosen
         case "naive":
             from jvlmm.bench.layouts import Naive as Chosen
+        case "taught":
+            from jvlmm.bench.taught import Taught as Chosen
     return Chosen(folder)
 
 

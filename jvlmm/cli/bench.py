@@ -1,6 +1,7 @@
 """`jvlmm bench`: measurements as ratios within one run."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from jvlmm.cli.verb import Result, add_group, add_verb
@@ -20,18 +21,14 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--against", choices=["transformers"], default="transformers", help="the other implementation")
     parser.add_argument("--threads", type=int, default=2, help="processor cores of each side (default: 2)")
     parser.add_argument("--rounds", type=int, default=7, help="times each measure is taken (default: 7)")
-    add_grpo(group)
+    what = "measure a GRPO step that shares the prompt against one that repeats it for every completion"
+    add_of_group(group, "grpo", bench_grpo, what)
+    add_of_group(group, "visd", bench_visd, "measure a step with a teacher that has hindsight against one of GRPO")
 
 
-def add_grpo(group: Any) -> None:
-    parser = add_verb(
-        group,
-        "grpo",
-        bench_grpo,
-        show,
-        "measure a GRPO step that shares the prompt against one that repeats it for every completion",
-        "jvlmm bench grpo --preset small --prompt 2048 --completion 128 --group 8 --json",
-    )
+def add_of_group(group: Any, name: str, run: Callable[[argparse.Namespace], Result], what: str) -> None:
+    example = f"jvlmm bench {name} --preset small --prompt 2048 --completion 128 --group 8 --json"
+    parser = add_verb(group, name, run, show, what, example)
     parser.add_argument("--preset", default="small", help="shape of the model (default: small)")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens of the prompt and its video (default: 2048)")
     parser.add_argument("--completion", type=int, default=128, help="tokens of each completion (default: 128)")
@@ -43,6 +40,14 @@ def add_grpo(group: Any) -> None:
 def bench_grpo(args: argparse.Namespace) -> Result:
     from jvlmm.bench.group_workload import GroupWorkload
     from jvlmm.bench.grpo import run
+
+    workload = GroupWorkload(args.prompt, args.completion, args.group)
+    return run(args.preset, workload, threads=args.threads, rounds=args.rounds)
+
+
+def bench_visd(args: argparse.Namespace) -> Result:
+    from jvlmm.bench.group_workload import GroupWorkload
+    from jvlmm.bench.visd import run
 
     workload = GroupWorkload(args.prompt, args.completion, args.group)
     return run(args.preset, workload, threads=args.threads, rounds=args.rounds)
