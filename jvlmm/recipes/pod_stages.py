@@ -1,4 +1,4 @@
-"""GRPO of Qwen2.5-VL-7B on 64 TPU chips, as recipes share it."""
+"""GRPO of Qwen2.5-VL-7B on TPU chips, as recipes share it."""
 
 from typing import Any
 
@@ -27,32 +27,38 @@ def policy_7b(
     max_frames: int = 96,
     group: GroupOptions = GroupOptions(size=8),  # noqa: B008
     objective: GRPOConfig = PROFILES["grpo"],
+    prompts: int = PROMPTS,
+    max_tokens: int = 1024,
+    tokens_of_frames: int = TOKENS_OF_FRAMES,
+    top_p: float = 1.0,
+    timestamps: str | None = None,
     **options: Any,
 ) -> GRPO:
-    """64 prompts a step of up to 16,384 tokens and `max_frames` frames, with completions of up to 1,024 tokens.
+    """So many prompts a step of up to 16,384 tokens and `max_frames` frames, with completions of up to `max_tokens`.
 
     Each device updates one prompt with its group, under FSDP; for decoding, four devices share the model and the rows
     of four prompts. The vision tower and the merger stay as they are, so that each video is encoded once. `options` are
     further ones of the stage.
     """
     sizes = sorted({min(24, max_frames), max_frames})
-    patches = tuple(PROMPTS * (frames // 2) * 4 * TOKENS_OF_FRAMES for frames in sizes)
+    patches = tuple(prompts * (frames // 2) * 4 * tokens_of_frames for frames in sizes)
     return GRPO(
         name="grpo",
         model="Qwen2.5-VL-7B-Instruct",
         sources=(Source("train.jsonl", name="data"),),
         steps=steps,
-        prompts=PROMPTS,
+        prompts=prompts,
         length_buckets=(4096, 16384),
         group=group,
         objective=objective,
         rewards=rewards,
-        sampling=SamplingOptions(max_tokens=1024, temperature=1.0),
-        rollout=RolloutOptions(rows=PROMPTS, slots=group.size, mesh=MeshOptions(data=-1, tensor=4)),
-        update=UpdateOptions(rows=PROMPTS),
+        sampling=SamplingOptions(max_tokens=max_tokens, temperature=1.0, top_p=top_p),
+        rollout=RolloutOptions(rows=prompts, slots=group.size, mesh=MeshOptions(data=-1, tensor=4)),
+        update=UpdateOptions(rows=prompts),
         vision=VisionOptions(
             frames=FrameOptions(fps=2.0, max_frames=max_frames),
-            pixels=PixelOptions(video_max_pixels=TOKENS_OF_FRAMES * PIXELS),
+            pixels=PixelOptions(video_max_pixels=tokens_of_frames * PIXELS),
+            timestamps=timestamps,
             workers=8,
             patch_buckets=patches,
         ),

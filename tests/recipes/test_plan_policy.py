@@ -161,8 +161,9 @@ def test_meshes_that_do_not_suit_are_refused(recipe, overrides, told):
         plan_recipe(recipe, "h100:8", overrides)
 
 
-@pytest.mark.parametrize("name", ["grpo", "t_grpo", "video_rts"])
+@pytest.mark.parametrize("name", ["grpo", "t_grpo", "video_rts", "visd"])
 def test_shipped_recipes_are_planned_by_arithmetic(name):
-    plan = plan_recipe(CONFIGS / f"{name}_qwen2_5_vl_7b.py", "h100:64")
-    assert [program["name"] for program in plan["programs"]] == ALL
+    plan = plan_recipe(CONFIGS / f"{name}_qwen2_5_vl_7b.py", "h100:16" if name == "visd" else "h100:64")
+    further = ["grpo.teacher" if name == "visd" else "grpo.log_probs"]
+    assert [program["name"] for program in plan["programs"]] == [*ALL[:3], *further, *ALL[4:]]
     assert all(program["fits"] for program in plan["programs"])

@@ -11,6 +11,7 @@ from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example, Media
 from jvlmm.data.prompt_stream import Prompt
 from jvlmm.errors import ConfigError
+from jvlmm.judges import rules
 from jvlmm.objectives.profiles import PROFILES
 from jvlmm.rewards.rewarder import make_rewarder
 from jvlmm.rewards.terms import RewardOptions, RewardTerm
@@ -22,10 +23,12 @@ from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules
 from jvlmm.training.advantage_estimator import AdvantageEstimator
 from jvlmm.training.experience import Gatherer, GroupOptions
+from jvlmm.training.hindsight_writing import HindsightWriter
 from jvlmm.training.lora import ADAPTERS, LoraOptions
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.policy import PolicyStep, UpdateOptions
 from jvlmm.training.policy_preparation import PolicyMeshes, prepare_policy
+from jvlmm.training.teaching import Teaching, TeachingOptions
 
 pytestmark = needs_eight
 
@@ -64,13 +67,13 @@ def rewarder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def take(params, config, tokenizer, prompts, rewarder):
-    """`take(training mesh, rollout mesh, …) -> (parameters after a step, metrics, groups)`, as NumPy."""
+    """`take(training mesh, rollout mesh, …) -> ((parameters, teacher) after a step, metrics, groups)`, as NumPy."""
 
-    def take(training, rollout, lora=None, freeze=()):
+    def take(training, rollout, lora=None, freeze=(), taught=None):
         meshes = PolicyMeshes(training, rollout, RULES)
         optimizer = OptimizerOptions(1e-3, schedule="constant", freeze=freeze)
-        layout = meshes, 8, "cpu", lora
-        policy = prepare_policy(config, config, PROFILES["grpo"], optimizer, 10, *layout)
+        layout, lesson = (meshes, 8, "cpu", lora), taught and taught.lesson
+        policy = prepare_policy(config, config, PROFILES["grpo"], optimizer, 10, *layout, lesson=lesson)
         shapes = replace(OF_PROMPT, batch_size=8, patch_buckets=(8 * 128,))
         shards, parts = row_shards(training, RULES)
         engine = Engine(
@@ -78,13 +81,25 @@ def take(params, config, tokenizer, prompts, rewarder):
         )
         features = VisualFeatures(policy.rollout_config, OF_PROMPT, mesh=rollout)
         recorded = []
+        shapes = replace(shapes, shards=shards, parts=parts)
+        tower = not freeze and lora is None
+        teaching = taught and Teaching(
+            options=taught,
+            config=policy.config,
+            batch=shapes,
+            hindsight=HindsightWriter(taught.hindsight, tokenizer, rules.judge),
+            trained=policy.trained,
+            policy=policy.policy,
+            place=policy.place,
+            tower_trained=tower,
+        )
         kept = jax.device_put(params, policy.base(policy.training.shardings.params))
         step = PolicyStep(
             config=policy.config,
             objective=PROFILES["grpo"],
             update=policy.training.step,
             options=UpdateOptions(rows=8),
-            batch=replace(shapes, shards=shards, parts=parts),
+            batch=shapes,
             gatherer=Gatherer(engine, features, rewarder, GroupOptions(size=3)),
             estimator=AdvantageEstimator(PROFILES["grpo"]),
             more=lambda: pytest.fail("no further prompts are wanted"),
@@ -94,14 +109,15 @@ def take(params, config, tokenizer, prompts, rewarder):
             policy=policy.policy,
             reference=policy.base if lora else lambda _: kept,
             place=policy.place,
-            tower_trained=not freeze and lora is None,
+            tower_trained=tower,
             record=lambda number, groups: recorded.extend(groups),
+            teaching=teaching,
         )
         with jax.set_mesh(training):
             state = jax.jit(policy.training.create, out_shardings=policy.training.shardings)(kept)
-            state, metrics = step(state, [prompts])
+            state, metrics = step(step.with_teacher(state, 0), [prompts])
         assert features.encoded == 3  # of five media two are seen before
-        return jax.device_get(state.params), metrics, recorded
+        return jax.device_get((state.params, state.teacher)), metrics, recorded
 
     return take
 
@@ -112,19 +128,24 @@ def one_device(take):
     return lambda **options: take(mesh, mesh, **options)
 
 
-CASES = [{}, {"freeze": ("vision", "merger")}, {"lora": LORA}]
+TAUGHT = TeachingOptions(decay=0.5, list_every=0)
+CASES = [{}, {"freeze": ("vision", "merger"), "taught": TAUGHT}, {"lora": LORA, "taught": TAUGHT}]
 
 
-@pytest.mark.parametrize("options", CASES, ids=["all is trained", "decoder", "adapters"])
+@pytest.mark.parametrize("options", CASES, ids=["all is trained", "decoder and teacher", "adapters and teacher"])
 def test_a_step_is_that_of_one_device(take, one_device, params, options):
-    weights, metrics, groups = take(make_mesh(TRAINING), make_mesh(ROLLOUT), **options)
-    expected, of_one, drawn = one_device(**options)
+    (weights, teacher), metrics, groups = take(make_mesh(TRAINING), make_mesh(ROLLOUT), **options)
+    (expected, its_teacher), of_one, drawn = one_device(**options)
     assert [group.texts for group in groups] == [group.texts for group in drawn]
     for ours, theirs in zip(groups, drawn, strict=True):
         for one, other in zip(ours.rollouts, theirs.rollouts, strict=True):
             np.testing.assert_array_equal(one.tokens, other.tokens)
             np.testing.assert_allclose(one.log_probs, other.log_probs, atol=2e-5)
-    for name in ("loss", "grad_norm", "kl", "sampler_gap", "reward", "entropy"):
+    figures = ["loss", "grad_norm", "kl", "sampler_gap", "reward", "entropy"]
+    if "taught" in options:
+        figures += ["visd/gap", "visd/weight", "visd/clipped", "visd/among_best"]
+        assert metrics["visd/gap_abs"] > 1e-3 and teacher is not None
+    for name in figures:
         assert metrics[name] == pytest.approx(of_one[name], rel=1e-4, abs=2e-6), name
     assert metrics["sampler_gap"] < 1e-5 and metrics["grad_norm"] > 1e-3
     moved = {
@@ -133,7 +154,8 @@ def test_a_step_is_that_of_one_device(take, one_device, params, options):
     assert moved == (set() if "lora" in options else set(params) - set(options.get("freeze", ())))
     if "lora" in options:
         assert all((x != 0).any() for x in jax.tree.leaves(weights[ADAPTERS])), "B begins at 0"
-    for ours, theirs in zip(jax.tree.leaves(weights), jax.tree.leaves(expected), strict=True):
+    pairs = (weights, teacher), (expected, its_teacher)
+    for ours, theirs in zip(*map(jax.tree.leaves, pairs), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-4)  # a fifth of an update of Adam, where a gradient is 0
 
 
