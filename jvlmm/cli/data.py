@@ -11,6 +11,7 @@ def add_parser(verbs: Any) -> None:
     add_build(group)
     add_inspect(group)
     add_check(group)
+    add_convert(group)
 
 
 def add_build(group: Any) -> None:
@@ -52,6 +53,43 @@ def add_check(group: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="examples in the neutral JSONL format")
     parser.add_argument("--model", metavar="DIR", help="count tokens too, as this Hugging Face checkpoint does")
     parser.add_argument("--max-length", type=int, default=8192, help="tokens a row may have (default: 8192)")
+
+
+def add_convert(group: Any) -> None:
+    parser = add_verb(
+        group,
+        "convert",
+        convert_file,
+        show_conversion,
+        "write another dataset's annotations as a file of examples",
+        "jvlmm data convert json_data/STGR-RL.json --from stgr --media videos --out train.jsonl",
+    )
+    parser.add_argument("file", metavar="FILE", help="the annotations")
+    parser.add_argument("--from", dest="kind", choices=["stgr"], required=True, help="stgr: Open-o3-Video's files")
+    parser.add_argument("--media", metavar="DIR", required=True, help="where its media lie")
+    parser.add_argument("--out", metavar="FILE", required=True, help="the file to write, in a folder that holds DIR")
+
+
+def convert_file(args: argparse.Namespace) -> Result:
+    from pathlib import Path
+
+    from jvlmm.data.records import write_examples
+    from jvlmm.data.rejections import Rejections
+    from jvlmm.data.stgr import read_stgr
+
+    records, list_path = read_stgr(args.file, args.media), Path(f"{args.out}.rejected.jsonl")
+    written = write_examples(args.out, records.examples)
+    list_path.unlink(missing_ok=True)
+    rejections = Rejections(list_path)
+    for rejected in records.rejected:
+        rejections.add(rejected)
+    return {"path": args.out, "examples": written, "rejected": len(records.rejected), "rejected_path": str(list_path)}
+
+
+def show_conversion(result: Result) -> None:
+    print(f"{result['examples']} examples written to {result['path']}")
+    if result["rejected"]:
+        print(f"{result['rejected']} rows cannot be used; {result['rejected_path']} says why")
 
 
 def build_dataset(args: argparse.Namespace) -> Result:

@@ -58,7 +58,7 @@ def read_records(path: str | Path, root: str | Path | None = None) -> Records:
         row: Any = None
         try:
             row = json.loads(line.decode("utf-8"))
-            example = _example(row, root)
+            example = example_of_row(row, root)
             if example.id in examples:
                 raise ValueError(f"id {example.id!r} stands on an earlier line too; ids must be unique")
             examples[example.id] = example
@@ -113,8 +113,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path}: cannot be read ({error.strerror}); pass a file of JSON lines") from error
 
 
-def _example(row: Any, root: Path) -> Example:
-    """Check one row; ValueError says what is wrong with it."""
+def example_of_row(row: Any, root: Path) -> Example:
+    """The Example of one row, whose media lie in `root`; ValueError says what is wrong with it."""
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object is expected, not {type(row).__name__}")
     row = {key: value for key, value in row.items() if value is not None}
@@ -151,7 +151,7 @@ def _example(row: Any, root: Path) -> Example:
 
 def _turn(row: Any, root: Path) -> Example:
     """One of `earlier`: a row with a response, and without turns before it."""
-    turn = _example(row, root)
+    turn = example_of_row(row, root)
     if turn.earlier or not (turn.response or "").strip():
         raise ValueError("each of earlier needs a response, and has no earlier of its own")
     return turn

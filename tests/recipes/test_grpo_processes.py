@@ -12,6 +12,7 @@ from jvlmm.recipes.runner import run_recipe
 
 CONFIG = """
 from jvlmm.objectives.profiles import PROFILES
+from jvlmm.objectives.visd import VISDConfig
 from jvlmm.recipes.recipe import Recipe
 from jvlmm.recipes.reinforcing import GRPO
 from jvlmm.recipes.sources import Source, VisionOptions
@@ -22,6 +23,7 @@ from jvlmm.sharding.mesh import MeshOptions
 from jvlmm.training.experience import GroupOptions
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.policy import UpdateOptions
+from jvlmm.training.teaching import TeachingOptions
 from jvlmm.video.budget import PixelOptions
 
 ROOT = {root!r}
@@ -42,6 +44,7 @@ def recipe():
         sampling=SamplingOptions(max_tokens=6, temperature=1.0),
         rollout=RolloutOptions(rows=4, slots=2, mesh=MeshOptions(data=4, tensor=2)),
         update=UpdateOptions(rows=8),
+        teaching=TeachingOptions(VISDConfig(anneal_steps=2)),
         vision=VisionOptions(pixels=PixelOptions(784, 3136, 784, 3136), workers=0, patch_buckets=(8 * 64,)),
         optimizer=OptimizerOptions(learning_rate=1e-3),
         mesh=MeshOptions(data=1, fsdp=4, tensor=2),
@@ -78,7 +81,7 @@ def config(tmp_path_factory):
 
 
 def figures(workdir):
-    names = ("loss", "grad_norm", "kl", "reward", "entropy", "sampler_gap", "eval/overall")
+    names = ("loss", "grad_norm", "kl", "reward", "entropy", "sampler_gap", "eval/overall", "visd/gap", "judge/failed")
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{name: record[name] for name in names if name in record} for record in records]
 

@@ -1,0 +1,154 @@
+"""The rows of Open-o3-Video's STGR files (arXiv:2510.20579), on which VISD is trained, as neutral records.
+
+A row has `id`, `question`, `answer`, `task`, `source`, `video_path` or `image_path`, and where they are known
+`key_frames` ([{"idx", "time"}]), `key_items` ({idx: {name: [box, …]}}, boxes in shares of the frame's sides),
+`image_size` ([width, height]) and `reasoning_process`. Key frames become `meta["evidence"]`, in pixels of `image_size`.
+"""
+
+import ast
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jvlmm.data.example import Example
+from jvlmm.data.records import Records, example_of_row
+from jvlmm.data.rejections import Rejected
+from jvlmm.errors import DataError
+
+_TASKS = {  # task: (answer type, question type)
+    "General video QA MCQ": ("mcq", "general"),
+    "General video QA Free-form": ("text", "general"),
+    "temporal QA": ("span", "temporal"),
+    "temporal QA (MCQ)": ("mcq", "temporal"),
+    "temporal-spatial free-form QA": ("text", "spatio-temporal"),
+    "visual QA": ("boxes", "visual"),
+}
+_FOLDERS = (  # where the media of a source lie, by how its name begins
+    ("gqa", "gqa"),
+    ("TreeVGR", "treevgr/images"),
+    ("timerft", "timerft"),
+    ("videoespresso", "videoespresso/videos"),
+    ("videor1", "videor1"),
+    ("STR_plm", "stgr/plm/videos"),
+    ("STR_", "stgr/temporal_grounding/videos"),
+    ("TVG_", "tvg_r1"),
+)
+_OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*(\S.*?)\s*$")
+_BOX = re.compile(r"\[[^\[\]]*\]")
+
+
+def read_stgr(path: str | Path, media: str | Path) -> Records:
+    """Read a file of rows, one JSON list. Rows that cannot be used are returned with the reason.
+
+    `media` is the folder `videos` of the release. Raises DataError when the file cannot be read.
+    """
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); pass a file such as STGR-RL.json") from error
+    except ValueError as error:
+        raise DataError(f"{path}: is no JSON ({error}); pass a file such as STGR-RL.json") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: holds no list of rows; pass a file such as STGR-RL.json")
+    root = Path(os.path.realpath(media))
+    examples: dict[str, Example] = {}
+    rejected = []
+    for number, row in enumerate(rows, 1):
+        name = str(row.get("id", number)) if isinstance(row, dict) else str(number)
+        try:
+            example = example_of_row(_neutral(row, name), root)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            rejected.append(Rejected(name, f"row {number}: {error}"))
+            continue
+        if example.id in examples:
+            rejected.append(Rejected(name, f"row {number}: id {name!r} stands on an earlier row too"))
+        else:
+            examples[example.id] = example
+    return Records(tuple(examples.values()), tuple(rejected))
+
+
+def _neutral(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A neutral record; ValueError and its like say what is wrong with the row."""
+    task, source = row["task"], str(row.get("source", ""))
+    if task not in _TASKS:
+        raise ValueError(f"task is {task!r}; known: {', '.join(_TASKS)}")
+    answer_type, question_type = _TASKS[task]
+    question, options = row["question"], []
+    answer = str(row["answer"]).strip()
+    meta: dict[str, Any] = {"source": source}
+    if answer_type == "mcq":
+        question, options = _options(question)
+        answer, _, window = answer.partition("\n")
+        answer = answer.strip(" .()[]")
+        if question_type == "temporal":
+            meta["window"] = _window(window)
+    elif answer_type == "span":
+        meta["window"] = _window(answer)
+        answer = json.dumps(meta["window"])
+    elif answer_type == "boxes":
+        answer = json.dumps([ast.literal_eval(box) for box in _BOX.findall(answer)])
+    if frames := row.get("key_frames"):
+        meta["evidence"] = _evidence(frames, row.get("key_items") or {}, row.get("image_size"))
+    kind = "image" if row.get("image_path") else "video"
+    folder = next((folder for start, folder in _FOLDERS if source.startswith(start)), "")
+    record = {
+        "id": name,
+        "question": question,
+        "answer": answer,
+        "answer_type": answer_type,
+        "question_type": question_type,
+        "options": options,
+        "media": [{"type": kind, "path": str(Path(folder) / row[f"{kind}_path"])}],
+        "benchmark": "stgr",
+        "meta": meta,
+    }
+    if thought := row.get("reasoning_process"):
+        record["response"] = _response(thought, str(row["answer"]))
+    return record
+
+
+def _options(question: str) -> tuple[str, list[str]]:
+    """(the question, its options) where these stand in its last lines, from A on."""
+    lines = question.rstrip().split("\n")
+    found: list[str] = []
+    while lines and (match := _OPTION.match(lines[-1])):
+        found.insert(0, match.group(2))
+        first = match.group(1)
+        lines.pop()
+        if first == "A":
+            break
+    if len(found) < 2 or first != "A":
+        raise ValueError("the question ends in no options A, B, …")
+    return re.sub(r"\s*options:?\s*$", "", "\n".join(lines), flags=re.IGNORECASE).rstrip(), found
+
+
+def _window(text: str) -> list[float]:
+    """[start, end] in seconds."""
+    start, end = (float(value) for value in ast.literal_eval(text.strip()))
+    if not 0 <= start < end < math.inf:
+        raise ValueError(f"the window {text.strip()} is none")
+    return [start, end]
+
+
+def _evidence(frames: Any, items: Mapping[str, Any], size: Any) -> list[dict[str, Any]]:
+    """Of each key frame its time and its objects; without `image_size` these have no boxes."""
+
+    def pixels(box):
+        width, height = size
+        return [round(share * side, 1) for share, side in zip(box, (width, height) * 2, strict=True)]
+
+    def objects(frame):
+        of_frame = items.get(str(frame.get("idx")), {})
+        return {name: [pixels(box) for box in boxes] if size else [] for name, boxes in of_frame.items()}
+
+    return [{"time": float(frame["time"]), "objects": objects(frame)} for frame in frames]
+
+
+def _response(thought: str, answer: str) -> str:
+    """The assistant's turn: the thought and the answer in their tags, where they have none."""
+    text = thought if "<think>" in thought else f"<think>{thought.strip()}</think>"
+    return text if "<answer>" in text else f"{text}<answer>{answer.strip()}</answer>"
