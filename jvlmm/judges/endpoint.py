@@ -8,7 +8,6 @@ needed and stands in no message.
 import hashlib
 import http.client
 import json
-import math
 import os
 import queue
 import tempfile
@@ -19,25 +18,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from jvlmm.data.prompts import lettered
 from jvlmm.errors import ConfigError
-from jvlmm.judges.verdict import CAUSES, LONGEST_FEEDBACK, Case, Verdict
-from jvlmm.rewards.parsing import extract_answer
+from jvlmm.judges.verdict import Case, Verdict
+from jvlmm.judges.wording import INSTRUCTION, Unreadable, facts, parse_verdict
 
-_MARKS = ("answer", "consistency", "temporal_grounding", "spatial_grounding")
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses that may be others a moment later
 _LONGEST_REPLY = 1 << 20  # bytes
-
-INSTRUCTION = (
-    "You judge one answer to a question about a video, given the true answer and the true evidence. Reply with one "
-    'JSON object and nothing else: {"feedback": 2 to 4 sentences that say whether the answer is right, whether the '
-    "reasoning agrees with it, and the one error that matters most, without stating the true answer; optionally "
-    '"answer", "consistency", "temporal_grounding", "spatial_grounding": numbers from 0 to 1; "cause": one of '
-    f"{', '.join(cause for cause in CAUSES if cause)}}}."
-)
 
 
 class _Failed(Exception):
@@ -116,7 +104,7 @@ class EndpointJudge:
                 try:
                     done.put((number, self._verdict(cases[number], deadline)))
                 except Exception as error:  # noqa: BLE001 - a case that cannot be judged costs its verdict alone
-                    done.put((number, str(error) if isinstance(error, _Failed) else type(error).__name__))
+                    done.put((number, str(error) if isinstance(error, _Failed | Unreadable) else type(error).__name__))
 
         for _ in range(min(self.options.concurrency, len(cases))):
             threading.Thread(target=work, daemon=True).start()
@@ -138,15 +126,16 @@ class EndpointJudge:
         if kept is not None and kept.is_file():
             try:
                 return parse_verdict(kept.read_text())
-            except (_Failed, OSError):
+            except (Unreadable, OSError):
                 pass  # a damaged file is asked for again
         for attempt in range(self.options.attempts):
             try:
                 content = self._ask(body, deadline)
                 verdict = parse_verdict(content)
-            except _Failed as error:
+            except (_Failed, Unreadable) as error:
+                again = isinstance(error, Unreadable) or error.again
                 pause = self.options.backoff_s * 2**attempt
-                if not error.again or attempt + 1 == self.options.attempts or time.monotonic() + pause >= deadline:
+                if not again or attempt + 1 == self.options.attempts or time.monotonic() + pause >= deadline:
                     raise
                 time.sleep(pause)
                 continue
@@ -156,17 +145,9 @@ class EndpointJudge:
         raise AssertionError("unreachable")
 
     def _body(self, case: Case) -> bytes:
-        example = case.example
-        seen = {
-            "question": "\n".join([example.question, *lettered(example)]),
-            "true answer": example.answer,
-            "true evidence": example.meta.get("evidence", []),
-            "given answer": extract_answer(case.text).text,
-            "given response": case.text,
-        }
         messages = [
             {"role": "system", "content": INSTRUCTION},
-            {"role": "user", "content": json.dumps(seen, ensure_ascii=False)},
+            {"role": "user", "content": facts(case)},
         ]
         asked = {"model": self.options.model, "messages": messages, "temperature": 0}
         asked |= {"max_tokens": self.options.max_tokens, "response_format": {"type": "json_object"}}
@@ -214,34 +195,6 @@ class EndpointJudge:
         if len(reply) > _LONGEST_REPLY:
             raise _Failed("reply too long", False)
         return response.status, reply
-
-
-def parse_verdict(content: str) -> Verdict:
-    """The verdict in a reply: one JSON object, alone or in a fence, of the keys of `INSTRUCTION` and no others."""
-    text = content.strip()
-    if text.startswith("```") and text.endswith("```"):
-        text = text[3:-3].removeprefix("json")
-    try:
-        given = json.loads(text)
-    except ValueError:
-        raise _Failed("no JSON", True) from None
-    known = {"feedback", "cause", *_MARKS}
-    if not isinstance(given, dict) or not isinstance(given.get("feedback"), str) or set(given) - known:
-        raise _Failed("another form of verdict", True)
-    if len(given["feedback"]) > 4 * LONGEST_FEEDBACK:
-        raise _Failed("verdict too long", True)
-    marks = {name: _mark(given[name]) for name in _MARKS if given.get(name) is not None}
-    cause = given.get("cause") or ""
-    if cause not in CAUSES:
-        raise _Failed("another form of verdict", True)
-    return Verdict(given["feedback"], **marks, cause=cause)
-
-
-def _mark(value: Any) -> float:
-    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    if not number or not 0 <= value <= 1:
-        raise _Failed("another form of verdict", True)
-    return float(value)
 
 
 def _write(path: Path, content: str) -> None:

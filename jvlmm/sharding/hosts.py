@@ -92,6 +92,8 @@ def start_processes(environ: Mapping[str, str]) -> None:
     """
     cluster = explicit_cluster(environ)
     handler = signal.getsignal(signal.SIGTERM)
+    watches: list[Watch] = []
+    atexit.register(lambda: [watch.stop() for watch in watches])  # first, so that it is called after JAX's own end
     try:
         where = {"cluster_detection_method": detected_cluster(environ)} if cluster is None else _arguments(cluster)
         if where["cluster_detection_method"] is None or where.get("num_processes") == 1:
@@ -113,7 +115,8 @@ def start_processes(environ: Mapping[str, str]) -> None:
             f"start all of them at about the same time, or name them with {', '.join(VARIABLES)}"
         ) from error
     signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)  # JAX's would swallow it; see training.preemption
-    Watch(_client(), process_index(), process_count()).start()
+    watches.append(Watch(_client(), process_index(), process_count()))
+    watches[0].start()
 
 
 def _arguments(cluster: Cluster) -> dict[str, Any]:

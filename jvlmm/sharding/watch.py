@@ -43,11 +43,12 @@ class Watch(threading.Thread):
     def __init__(self, client: Any, process: int, count: int):
         super().__init__(name="jvlmm-watch", daemon=True)
         self._client, self._process, self._count = client, process, count
+        self._stopped = threading.Event()
         self._heard: dict[int, tuple[str | None, float]] = {}  # process: its last beat, when it came
 
     def run(self) -> None:
         number = 0
-        while True:
+        while not self._stopped.is_set():
             with contextlib.suppress(JaxRuntimeError):  # the service is gone: JAX ends this process by itself
                 number += 1
                 self._client.key_value_set(f"{_BEATS}{self._process}", str(number), allow_overwrite=True)
@@ -55,7 +56,12 @@ class Watch(threading.Thread):
                     self._end(Failure(*json.loads(text)))
                 if self._process == 0:
                     self._listen()
-            time.sleep(_PERIOD_S)
+            self._stopped.wait(_PERIOD_S)
+
+    def stop(self) -> None:
+        """Return when the thread has ended: one that the end of the interpreter finds in JAX's client aborts it."""
+        self._stopped.set()
+        self.join(5 * _PERIOD_S)
 
     def _listen(self) -> None:
         beats = {int(key.rpartition("/")[2]): beat for key, beat in self._client.key_value_dir_get(_BEATS)}

@@ -12,6 +12,7 @@ from jvlmm.data.hindsight import LEAKS, Hindsight, block_tokens, hindsight_of
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError, DataError
 from jvlmm.judges.endpoint import EndpointOptions
+from jvlmm.judges.own import Own
 from jvlmm.judges.rules import Rules
 from jvlmm.judges.verdict import CAUSES, Case, Judge
 from jvlmm.rewards.claims import key_frames
@@ -29,7 +30,7 @@ class HindsightOptions:
     """
 
     lines: tuple[Line, ...] = ("answer", "window", "moments", "feedback")
-    judge: Rules | EndpointOptions = field(default_factory=Rules)  # of whom feedback is asked
+    judge: Rules | Own | EndpointOptions = field(default_factory=Rules)  # of whom feedback is asked
     max_tokens: int = 2048  # lines that do not fit are left out, from the last on
 
     def __post_init__(self) -> None:
