@@ -90,7 +90,7 @@ class Processor:
         self.config = config
         self.options = options
         self.cache = PatchCache(options.cache_bytes)
-        self._decoder = decoder
+        self.decoder = decoder
 
     def prompt(self, example: Example) -> Sequence:
         """The question after the turns before it, ending with the header of the assistant's turn; nothing to learn."""
@@ -133,7 +133,7 @@ class Processor:
         """Decode, resize and cut one image or video, or take it from the cache. Raises VideoError."""
         frames, pixels, vision = self.options.frames, self.options.pixels, self.config.vision
         return self.cache.get(
-            (media, frames, pixels), lambda: decode_patches(media, self._decoder, frames, pixels, vision)
+            (media, frames, pixels), lambda: decode_patches(media, self.decoder, frames, pixels, vision)
         )
 
     def _sequence(self, example: Example, messages: list[dict], add_generation_prompt: bool) -> Sequence:

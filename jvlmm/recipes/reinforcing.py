@@ -28,9 +28,10 @@ from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.models.remat import Remat
 from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.recipes.exporting import ExportType, export
+from jvlmm.recipes.judging import check_judge
 from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.reinforcing_programs import policy_programs
-from jvlmm.recipes.reinforcing_step import Questions, make_judge, policy_step
+from jvlmm.recipes.reinforcing_step import Questions, policy_step
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.reporting.progress import Progress
 from jvlmm.reporting.writers import MetricsWriter
@@ -141,7 +142,7 @@ class GRPO:
         """Raises ConfigError for a file of rewards that does not compile or run, and a judge that is not there."""
         make_rewarder(self.rewards)
         if self.teaching is not None:
-            make_judge(self.teaching.hindsight)
+            check_judge(self.teaching.hindsight)
 
     def run(self, run: Run) -> dict[str, Any]:
         seed = run.seed if self.seed is None else self.seed

@@ -11,17 +11,14 @@ import jax.numpy as jnp
 from jvlmm.data.pass_rates import PassRates
 from jvlmm.data.processor import Processor
 from jvlmm.data.prompt_stream import PromptStream
-from jvlmm.judges import rules
-from jvlmm.judges.endpoint import EndpointJudge
-from jvlmm.judges.verdict import Judge
+from jvlmm.recipes.judging import judge_maker
 from jvlmm.recipes.record_list import RecordList
 from jvlmm.rewards.rewarder import Rewarder
-from jvlmm.sharding.exchange import Exchange
-from jvlmm.sharding.hosts import process_count, process_index
+from jvlmm.sharding.hosts import process_index
 from jvlmm.training.advantage_estimator import AdvantageEstimator
-from jvlmm.training.agreement import AgreedJudge, AgreedPrompts, AgreedRewards
+from jvlmm.training.agreement import AgreedPrompts, AgreedRewards
 from jvlmm.training.experience import Gatherer, Group
-from jvlmm.training.hindsight_writing import HindsightOptions, HindsightWriter
+from jvlmm.training.hindsight_writing import HindsightWriter
 from jvlmm.training.policy import PolicyData, PolicyStep
 from jvlmm.training.policy_preparation import PreparedPolicy
 from jvlmm.training.teaching import Teaching
@@ -39,16 +36,6 @@ class Questions:
     rewarder: Rewarder | AgreedRewards
     rates: PassRates
     seed: int
-
-
-def make_judge(options: HindsightOptions) -> Judge:
-    """The judge of the options, asked for nothing yet. Raises ConfigError for an endpoint that does not answer."""
-    if isinstance(options.judge, rules.Rules):
-        return rules.judge
-    judge = EndpointJudge(options.judge)
-    if "feedback" in options.lines and process_index() == 0:
-        judge.check()
-    return judge
 
 
 def policy_step(
@@ -94,9 +81,7 @@ def policy_step(
 
 
 def _teaching(stage: "GRPO", workdir: Path, policy: PreparedPolicy, questions: Questions) -> Teaching:
-    judge = make_judge(stage.teaching.hindsight)
-    if process_count() > 1:
-        judge = AgreedJudge(judge, Exchange(f"{stage.name} verdicts"))
+    judge = judge_maker(stage, policy, questions.processor)
     weights = RecordList(workdir / "predictions" / f"{stage.name}.weights.jsonl")
     return Teaching(
         options=stage.teaching,

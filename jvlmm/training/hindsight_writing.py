@@ -1,10 +1,11 @@
 """What the teacher is told of each rollout: the question's ground truth, and what a judge says."""
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Sized
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -43,20 +44,20 @@ class HindsightOptions:
 
 @dataclass
 class HindsightWriter:
-    """`judge` is asked where the options name its feedback."""
+    """`judge` makes the judge of a step from the parameters that are trained; asked where lines name its feedback."""
 
     options: HindsightOptions
     tokenizer: ChatTokenizer
-    judge: Judge
+    judge: Callable[[Any], Judge]
     _figures: dict[str, float] = field(default_factory=dict)
 
-    def blocks(self, groups: Sized[Group]) -> tuple[list[list[np.ndarray]], dict[str, float]]:
+    def blocks(self, groups: Sized[Group], params: Any) -> tuple[list[list[np.ndarray]], dict[str, float]]:
         """(int32 [n] for every rollout of every group, empty where nothing is known; figures).
 
         `teacher/leaks` is the share of rollouts that use words of the block.
         """
         self._figures = {}
-        feedback = self._feedback(groups)
+        feedback = self._feedback(groups, params)
         blocks = [
             [
                 block_tokens(self._hindsight(group, number, said), self.tokenizer, self.options.max_tokens)
@@ -71,12 +72,13 @@ class HindsightWriter:
         self._figures["teacher/leaks"] = float(np.mean(leaks))
         return blocks, self._figures
 
-    def _feedback(self, groups: Sized[Group]) -> list[list[str]]:
+    def _feedback(self, groups: Sized[Group], params: Any) -> list[list[str]]:
         """Of every rollout; "" where the judge said nothing."""
         if "feedback" not in self.options.lines:
             return [[""] * len(group.texts) for group in groups]
         begun = time.perf_counter()
-        verdicts = self.judge([Case(group.prompt.example, text) for group in groups for text in group.texts])
+        judge = self.judge(params)
+        verdicts = judge([Case(group.prompt.example, text) for group in groups for text in group.texts])
         self._figures["seconds/judge"] = time.perf_counter() - begun
         self._figures["judge/failed"] = float(np.mean([verdict is None for verdict in verdicts]))
         for cause in CAUSES:

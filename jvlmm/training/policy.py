@@ -124,8 +124,8 @@ class PolicyStep:
         if self.tower_trained:
             self.gatherer.features.forget()
         seed = _step_seed(self.seed, number)
-        params = self.sampler(state.params)
-        experience = self.gatherer.gather(params, prompts, self.more, seed, number / self.steps)
+        done = number / self.steps
+        experience = self.gatherer.gather(self.sampler(state.params), prompts, self.more, seed, done)
         self.record(number + 1, experience.drawn)
         batches = self._batches(experience, state.params)
         updates, figures = number * self.options.per_step, {}

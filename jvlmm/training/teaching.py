@@ -116,7 +116,7 @@ class Teaching:
           teacher: its own weights, from `begin` or `follow`.
           step, update: of the run and of the optimiser, the next ones, from 1.
         """
-        blocks, figures = self.hindsight.blocks(groups)
+        blocks, figures = self.hindsight.blocks(groups, params)
         begun = time.perf_counter()
         weights = self.policy(params if teacher is None else {**params, **teacher})
         strength = self.options.strength_at(update)

@@ -18,6 +18,8 @@ from jvlmm.training.policy import UpdateOptions
 
 CONFIG = """
 from jvlmm.data.loader import PipelineOptions
+from jvlmm.judges.own import Own
+from jvlmm.judges.rules import Rules
 from jvlmm.objectives.profiles import PROFILES
 from jvlmm.objectives.visd import VISDConfig
 from jvlmm.recipes.moving_shapes import NewModel
@@ -28,6 +30,7 @@ from jvlmm.recipes.sources import Source, VisionOptions
 from jvlmm.rewards.terms import RewardOptions, RewardTerm
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.experience import GroupOptions
+from jvlmm.training.hindsight_writing import HindsightOptions
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.policy import UpdateOptions
 from jvlmm.training.teaching import TeachingOptions
@@ -54,7 +57,7 @@ def recipe():
                 rewards=RewardOptions(terms=(RewardTerm("mine", REWARD + ":length"),)),
                 sampling=SamplingOptions(max_tokens=8, temperature=1.0),
                 update=UpdateOptions(rows=2, updates=2),
-                teaching=TeachingOptions(VISDConfig(anneal_steps=6)),
+                teaching=TeachingOptions(VISDConfig(anneal_steps=6), hindsight=HindsightOptions(judge={judge})),
                 vision=VISION,
                 optimizer=OptimizerOptions(learning_rate=1e-3),
                 evaluation=(Source(DATA, split="test", limit=3),),
@@ -99,10 +102,10 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def write_config(folder: Path, reward: str) -> Path:
+def write_config(folder: Path, reward: str, judge: str = "Rules()") -> Path:
     path = folder / f"with_{reward}"
     fields = {"data": folder / "data", "extra": folder / "extra.jsonl", "reward": folder / reward}
-    path.write_text(CONFIG.format(**{name: str(value) for name, value in fields.items()}))
+    path.write_text(CONFIG.format(judge=judge, **{name: str(value) for name, value in fields.items()}))
     return path
 
 
@@ -180,9 +183,12 @@ def test_a_run_killed_twice_repeats_everything_to_the_bit(folder, finished, tmp_
 
 
 def test_rewards_that_raise_on_every_tenth_call_are_counted(folder, tmp_path):
-    finish(start(write_config(folder, "failing.py"), tmp_path))
+    """The policy is the judge, and this one writes no verdicts."""
+    finish(start(write_config(folder, "failing.py", "Own(max_tokens=8, prompt_tokens=4096)"), tmp_path))
     failures = [record["reward_failures/mine"] for record in figures(tmp_path) if "reward_failures/mine" in record]
     assert sum(failures) == 6 and len(figures(tmp_path)) == 5  # of 60 calls
+    assert [record["judge/failed"] for record in figures(tmp_path) if "judge/failed" in record] == [1, 1, 1]
+    assert figures(tmp_path)[0]["teacher/known"] == 1, "the answer is"
 
 
 def test_a_reward_file_that_does_not_compile_is_refused_at_start(folder, tmp_path):

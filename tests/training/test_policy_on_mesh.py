@@ -87,7 +87,7 @@ def take(params, config, tokenizer, prompts, rewarder):
             options=taught,
             config=policy.config,
             batch=shapes,
-            hindsight=HindsightWriter(taught.hindsight, tokenizer, rules.judge),
+            hindsight=HindsightWriter(taught.hindsight, tokenizer, lambda params: rules.judge),
             trained=policy.trained,
             policy=policy.policy,
             place=policy.place,

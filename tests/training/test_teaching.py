@@ -48,6 +48,7 @@ def vowels(completion, example):
 def nothing(completion, example):
     return 0.0
 """
+RULES = lambda params: rules.judge  # noqa: E731
 ANSWER = HindsightOptions(("answer",))
 
 
@@ -80,7 +81,7 @@ def make(params, config, tokenizer, rewards):
         records, shared = [], {"config": config, "batch": batch, "tower_trained": not freeze}
         teaching = options and Teaching(
             options=options,
-            hindsight=HindsightWriter(options.hindsight, tokenizer, rules.judge),
+            hindsight=HindsightWriter(options.hindsight, tokenizer, RULES),
             temperature=SAMPLING.temperature,
             trained=lambda params: {name: params[name] for name in params if name not in freeze},
             record=lambda step, of_step: records.append((step, of_step)),
@@ -253,7 +254,9 @@ def group(make, prompts):
 
 def test_a_judge_that_fails_costs_its_line_alone(group, tokenizer):
     some = lambda cases: [Verdict("Look again.") if n else None for n in range(len(cases))]  # noqa: E731
-    (blocks,), figures = HindsightWriter(HindsightOptions(("answer", "feedback")), tokenizer, some).blocks([group])
+    (blocks,), figures = HindsightWriter(
+        HindsightOptions(("answer", "feedback")), tokenizer, lambda params: some
+    ).blocks([group], None)
     ends = [tokenizer.decode(block).rpartition("\n")[2] for block in blocks]
     assert ends == ["Verified answer: A. red", "Corrective feedback: Look again.", "Corrective feedback: Look again."]
     assert figures["judge/failed"] == pytest.approx(1 / 3) and figures["teacher/known"] == 1
@@ -261,13 +264,13 @@ def test_a_judge_that_fails_costs_its_line_alone(group, tokenizer):
 
 def test_a_sibling_is_the_best_other_rollout(group, tokenizer):
     group = replace(group, texts=("one", "two", "three"), rewards=np.array([1.0, 3.0, 2.0]))
-    writer = HindsightWriter(HindsightOptions(("sibling",)), tokenizer, rules.judge)
-    (blocks,), figures = writer.blocks([group])
+    writer = HindsightWriter(HindsightOptions(("sibling",)), tokenizer, RULES)
+    (blocks,), figures = writer.blocks([group], None)
     assert [tokenizer.decode(block).split(": ")[-1] for block in blocks] == ["two", "three", "two"]
     equal = replace(group, rewards=np.zeros(3))
-    assert writer.blocks([equal])[1]["teacher/known"] == 0
+    assert writer.blocks([equal], None)[1]["teacher/known"] == 0
     quoting = replace(group, texts=("The Verified answer", "no", "so"))
-    assert writer.blocks([quoting])[1]["teacher/leaks"] == pytest.approx(1 / 3)
+    assert writer.blocks([quoting], None)[1]["teacher/leaks"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
