@@ -39,7 +39,10 @@ class Controller(Protocol):
         """One more token a row, int32 [B] at int32 [B, 3]: (logits float32 [B, V], cache, state)."""
 
     def report(self, state: Any) -> Mapping[str, jax.Array]:
-        """Arrays [B, …] to tell of each row; one with an axis of length `capacity` has a column a token."""
+        """Arrays to tell of each row: [B], or [B, capacity] with a column a token."""
+
+    def describe(self) -> dict[str, Any] | None:
+        """JSON-ready, for the manifest of what is decoded with it; None of plain decoding."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class Plain:
 
     def report(self, state: tuple[()]) -> dict[str, jax.Array]:
         return {}
+
+    def describe(self) -> None:
+        return None
 
 
 PLAIN = Plain()

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jvlmm.config import to_dict
 from jvlmm.data.batch import Batch
 from jvlmm.models import qwen2_5_vl
 from jvlmm.models.cache import KVCache, cache_from_prompt
@@ -70,6 +71,12 @@ class VReason:
         stays = video - dropped_rows(video, self.options.lite.ratio)
         slots = min(_rounded((valid.sum(axis=-1) - video + stays).max()), length)
         return replace(self, rows=min(_rounded(stays.max()), slots), slots=slots)
+
+    def planned(self, length: int, rows: int) -> "VReason":
+        """For prompts of `length` tokens, `rows` of them of a video, before there is a batch."""
+        lite = self.options.lite
+        dropped = 0 if lite is None else int(dropped_rows(np.asarray(rows), lite.ratio))
+        return replace(self, rows=rows - dropped, slots=length - dropped)
 
     def begin(self, prompts: Prompts, config: ModelConfig, capacity: int) -> tuple[KVCache, ControllerState]:
         valid = prompts.segment_ids > 0
@@ -147,6 +154,9 @@ class VReason:
         rows = {"video_rows": state.mask.sum(axis=-1), "skipped_updates": state.skipped}
         lite = {} if self.options.lite is None else {"freed_mib": state.freed}
         return {**rows, **lite, **state.trace}
+
+    def describe(self) -> dict[str, Any]:
+        return {"vreason": {**to_dict(self.options), "optimizer": "adam" if self.optimizer is None else "given"}}
 
     def _inner(self) -> optax.GradientTransformation:
         return self.optimizer or vreason.adam(self.options)
