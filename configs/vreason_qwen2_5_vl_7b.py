@@ -3,8 +3,8 @@
     jvlmm run configs/vreason_qwen2_5_vl_7b.py --workdir runs/mine vreason.model=DIR vreason.sources.data.path=FILE
     jvlmm plan configs/vreason_qwen2_5_vl_7b.py --topology v6e:1x1
 
-DIR is a Hugging Face folder of Qwen2.5-VL-7B-Instruct; FILE holds neutral records. `vreason.vreason=none` is plain decoding,
-`vreason.vreason.lite.ratio=0.5` is V-Reason Lite.
+DIR is a Hugging Face folder of Qwen2.5-VL-7B-Instruct; FILE holds neutral records. Plain decoding is
+`vreason.vreason=none`, V-Reason Lite `vreason.vreason.lite.ratio=0.5`.
 """
 
 from jvlmm.recipes.evaluating import Evaluate
