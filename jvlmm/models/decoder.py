@@ -1,6 +1,7 @@
 """The language model: grouped-query attention, M-RoPE, SwiGLU, RMSNorm (Qwen2.5, Qwen2.5-VL)."""
 
 from dataclasses import replace
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -75,13 +76,12 @@ class Attention(nn.Module):
             self.config, text.hidden_size, names, bias=False, axis=(-2, -1), variance=_residual_variance(text)
         )
 
-    def __call__(self, x, rope, context: Among | LayerCache | GroupLayerCache) -> tuple[jax.Array, Stores]:
-        """x [B, L, D] -> ([B, L, D], (keys, values) [B, H_kv, L, head_dim], or the cache's own with these written)."""
-        mixed, kept = self.mix(x, rope, context)
-        return self.o_proj(mixed), kept
+    def mix(self, x, rope, context: Among | LayerCache | GroupLayerCache) -> tuple[Any, Stores]:
+        """x [B, L, D] -> (what `context` makes of it, keys and values).
 
-    def mix(self, x, rope, context):
-        """What `context` makes of the queries, keys and values of x, which `o_proj` projects back."""
+        The first is the heads' outputs [B, L, H, head_dim], which `o_proj` projects back, with the weights where the
+        context tells them; the second [B, H_kv, L, head_dim], or the cache's own with these written.
+        """
         cos, sin = (table[:, None] for table in rope)  # over heads
         query = rotate(self.q_proj(x).swapaxes(1, 2), cos, sin)
         key = rotate(self.k_proj(x).swapaxes(1, 2), cos, sin)
@@ -104,7 +104,7 @@ class DecoderLayer(nn.Module):
         )
 
     def __call__(self, x, rope, context):
-        """As `Attention`."""
+        """x [B, L, D] -> ([B, L, D], keys and values as `Attention.mix` gives them)."""
         x = block_input(x)
         mixed, kept = self.mix(x, rope, context)
         return self.finish(x, mixed), kept
