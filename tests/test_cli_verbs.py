@@ -178,6 +178,11 @@ def test_generate_takes_files_in_the_order_given_within_the_budget_of_the_checkp
         (["generate", "--model", "MODEL", "What?", "sampling.max_token=1"], "max_tokens"),
         (["eval", "--model", "MODEL", "--data", "no-such.jsonl"], "no-such.jsonl"),
         (["eval", "--model", "MODEL", "--data", "DATA", "--split", "tset"], "tset"),
+        (["generate", "--model", "MODEL", "What?", "--lite"], "--lite is a part of V-Reason; add --vreason"),
+        (["generate", "--model", "MODEL", "What?", "--vreason", "vreason.k=0"], "vreason.k=0"),
+        (["eval", "--model", "MODEL", "--data", "DATA", "--vreason", "--lite", "vreason.lite.ratio=1"], "lite.ratio=1"),
+        (["eval", "--model", "MODEL", "--data", "DATA", "--vreason-file", "x.json"], "add --vreason"),
+        (["eval", "--model", "MODEL", "--data", "DATA", "--vreason", "--vreason-file", "x.json"], "x.json"),
         (["convert", "from-hf", "no-such-model", "OUT"], "no-such-model"),
         (["convert", "to-hf", "no-such-folder", "OUT", "--like", "MODEL"], "no-such-folder"),
     ],
@@ -199,6 +204,37 @@ def test_eval_scores_and_writes_every_answer(model, dataset, tmp_path, result):
     assert figures["counts"]["overall"] == 3
     assert 0 <= figures["accuracy"]["overall"] <= 1
     assert len(Path(figures["predictions"]).read_text().splitlines()) == 3
+
+
+def test_vreason_steers_what_has_a_video_and_says_where_it_is_off(model, dataset, capsys):
+    arguments = ["generate", "--model", model, "What moves?", "--vreason", "sampling.max_tokens=4", "--json"]
+    arguments += ["frames.num_frames=4", "pixels.video_min_pixels=784", "pixels.video_max_pixels=784"]
+    assert main([*arguments, "--video", video_of(dataset), "--lite", "vreason.trace=true"]) == 0
+    printed = capsys.readouterr()
+    steered = json.loads(printed.out)
+    assert steered["control"]["video_rows"] == 1 and steered["control"]["freed_mib"] > 0 and not printed.err
+    assert len(steered["control"]["entropy"]) == len(steered["tokens"])
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "control" not in json.loads(printed.out)
+    assert printed.err == "V-Reason was off in 1 question(s), whose prompts have no video tokens\n"
+
+
+def test_eval_with_vreason_keeps_its_options_and_traces(model, dataset, tmp_path, result):
+    options = tmp_path / "vreason.json"
+    options.write_text(json.dumps({"lr": 0.02, "trace": True}))
+    figures = result(
+        *("eval", "--model", model, "--data", dataset, "--limit", "5", "--out", str(tmp_path)),
+        *("sampling.max_tokens=4", "batch_size=2", "vision.frames.num_frames=4"),
+        *("--vreason", "--vreason-file", str(options), "vreason.k=1"),
+    )
+    recorded = figures["manifest"]["control"]["vreason"]
+    assert (recorded["lr"], recorded["k"], recorded["mode"], recorded["lite"]) == (0.02, 1, "switch", None)
+    seen = figures["vreason"]
+    assert seen["questions"] + seen["without_video"] == 5 and seen["questions"] > 0 and seen["skipped_updates"] == 0
+    traces = [json.loads(line) for line in (tmp_path / "traces" / "eval.jsonl").read_text().splitlines()]
+    assert len(traces) == seen["questions"]
+    assert all(len(trace["alpha"]) == len(trace["entropy"]) for trace in traces)
 
 
 def test_weights_survive_the_way_to_orbax_and_back(model, tmp_path, result):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from jvlmm.bench.memory import peak_bytes, reset_peak
 from jvlmm.training.host_memory import keep_freed_memory
 
-BEFORE = {"decode": "prefill"}  # what has to be done before a measure, and is not counted
+BEFORE = {"decode": "prefill", "tokens": "copied"}  # what has to be done before a measure, and is not counted
 _LARGE = ("shared", "naive")  # sides that do not fit beside each other unless they give back what they free
 
 
@@ -44,6 +44,10 @@ def open_side(name: str, folder: Path) -> Side:
             from jvlmm.bench.layouts import Naive as Chosen
         case "taught":
             from jvlmm.bench.taught import Taught as Chosen
+        case _:
+            from jvlmm.bench.steered import Steered
+
+            return Steered(folder, name)
     return Chosen(folder)
 
 

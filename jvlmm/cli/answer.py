@@ -1,5 +1,6 @@
 """What `jvlmm generate` does once its arguments are known; imports JAX."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -9,8 +10,12 @@ from jvlmm.config import apply_overrides
 from jvlmm.data.example import Media
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps
+from jvlmm.recipes.steering import off_message
 from jvlmm.rollout.checkpoint import generate_answer
+from jvlmm.rollout.control import PLAIN
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.test_time.vreason import VReasonOptions
+from jvlmm.test_time.vreason_controller import VReason
 from jvlmm.training.host_memory import keep_freed_memory_on_cpu
 from jvlmm.video.workers import Decoder
 
@@ -22,12 +27,22 @@ class GenerateOptions(MediaOptions):
     timestamps: str = ""  # see ProcessorOptions
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     max_length: int = 8192  # tokens of the prompt, visual tokens included
+    vreason: VReasonOptions | None = None
 
 
-def answer(model: str, media: Sequence[Media], question: str, think: bool, overrides: Sequence[str]) -> Result:
+def answer(
+    model: str,
+    media: Sequence[Media],
+    question: str,
+    think: bool,
+    overrides: Sequence[str],
+    vreason: VReasonOptions | None = None,
+) -> Result:
     """The fields of `rollout.generator.Response` that say something of one answer."""
     keep_freed_memory_on_cpu()
-    asked_for = GenerateOptions(pixels=checkpoint_pixels(model), timestamps=checkpoint_timestamps(model))
+    asked_for = GenerateOptions(
+        pixels=checkpoint_pixels(model), timestamps=checkpoint_timestamps(model), vreason=vreason
+    )
     options = apply_overrides(asked_for, overrides)
     processor = ProcessorOptions(
         style="think" if think else "describe",
@@ -37,5 +52,11 @@ def answer(model: str, media: Sequence[Media], question: str, think: bool, overr
         timestamps=options.timestamps,
     )
     with Decoder(limits=options.limits) as decoder:
-        response = asdict(generate_answer(model, media, question, decoder, processor, options.sampling))
-    return {name: value for name, value in response.items() if name not in ("id", "error")}
+        control = PLAIN if options.vreason is None else VReason(options.vreason)
+        response = asdict(generate_answer(model, media, question, decoder, processor, options.sampling, control))
+    left_out = ["id", "error"]
+    if response["control"] is None:
+        left_out.append("control")
+        if options.vreason is not None:
+            print(off_message(1), file=sys.stderr)
+    return {name: value for name, value in response.items() if name not in left_out}

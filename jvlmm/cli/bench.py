@@ -24,6 +24,7 @@ def add_parser(verbs: Any) -> None:
     what = "measure a GRPO step that shares the prompt against one that repeats it for every completion"
     add_of_group(group, "grpo", bench_grpo, what)
     add_of_group(group, "visd", bench_visd, "measure a step with a teacher that has hindsight against one of GRPO")
+    add_steering(group)
 
 
 def add_of_group(group: Any, name: str, run: Callable[[argparse.Namespace], Result], what: str) -> None:
@@ -35,6 +36,31 @@ def add_of_group(group: Any, name: str, run: Callable[[argparse.Namespace], Resu
     parser.add_argument("--group", type=int, default=8, help="completions of the prompt (default: 8)")
     parser.add_argument("--threads", type=int, default=2, help="processor cores of each side (default: 2)")
     parser.add_argument("--rounds", type=int, default=3, help="times each measure is taken (default: 3)")
+
+
+def add_steering(group: Any) -> None:
+    parser = add_verb(
+        group,
+        "vreason",
+        bench_vreason,
+        show,
+        "measure what V-Reason adds to the price of a token",
+        "jvlmm bench vreason --preset small --video-tokens 1024 --json",
+    )
+    parser.add_argument("--preset", default="small", help="shape of the model (default: small)")
+    parser.add_argument("--video-tokens", type=int, default=1024, help="of every row (default: 1024)")
+    parser.add_argument("--batch", type=int, default=8, help="rows (default: 8)")
+    parser.add_argument("--new-tokens", type=int, default=32, help="written to every row (default: 32)")
+    parser.add_argument("--threads", type=int, default=2, help="processor cores of each side (default: 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="times each measure is taken (default: 5)")
+
+
+def bench_vreason(args: argparse.Namespace) -> Result:
+    from jvlmm.bench.steered import SteeredWorkload
+    from jvlmm.bench.vreason import run
+
+    workload = SteeredWorkload(args.video_tokens, args.batch, new_tokens=args.new_tokens)
+    return run(args.preset, workload, threads=args.threads, rounds=args.rounds)
 
 
 def bench_grpo(args: argparse.Namespace) -> Result:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from jvlmm.cli.verb import Result, add_overrides, add_verb
+from jvlmm.cli.vreason import add_vreason, asked
 
 
 def add_parser(verbs: Any) -> None:
@@ -21,6 +22,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--protocol", choices=["think", "direct"], default="think", help="how to ask (default: think)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N examples only")
     parser.add_argument("--out", metavar="DIR", default="runs/eval", help="for predictions/ (default: runs/eval)")
+    add_vreason(parser)
     add_overrides(parser, "options of the stage, such as vision.frames.fps=1 batch_size=16 sampling.max_tokens=512")
 
 
@@ -52,6 +54,7 @@ def evaluate(args: argparse.Namespace) -> Result:
         sources=(Source(args.data, split=args.split, limit=args.limit),),
         protocol=args.protocol,
         vision=VisionOptions(pixels=checkpoint_pixels(args.model)),
+        vreason=asked(args),
     )
     out = Path(args.out)
     result = apply_overrides(stage, args.overrides).run(Run(out, seed=0))

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from jvlmm.cli.verb import Result, add_overrides, add_verb
+from jvlmm.cli.vreason import add_vreason, asked
 
 
 class AppendMedia(argparse.Action):
@@ -27,6 +28,7 @@ def add_parser(verbs: Any) -> None:
     for kind in ("video", "image"):
         parser.add_argument(f"--{kind}", metavar="FILE", dest="media", action=AppendMedia, default=(), help="a file")
     parser.add_argument("--think", action="store_true", help="ask for <think>…</think><answer>…</answer>")
+    add_vreason(parser)
     add_overrides(parser, "options, such as frames.fps=1 sampling.temperature=0.7 sampling.seed=1")
 
 
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> Result:
     from jvlmm.data.example import Media
 
     media = [Media(kind, path) for kind, path in args.media]
-    return answer(args.model, media, args.question, args.think, args.overrides)
+    return answer(args.model, media, args.question, args.think, args.overrides, asked(args))
 
 
 def show(result: Result) -> None:

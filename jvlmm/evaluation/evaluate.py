@@ -24,13 +24,15 @@ def evaluate(
     protocol: Protocol = "direct",
     unusable: Mapping[str, str] = MappingProxyType({}),
     on_progress: Callable[[int, int], None] | None = None,
+    on_response: Callable[[Response], None] | None = None,
 ) -> dict[str, Any]:
     """Figures of `summarize` with a `manifest`; predictions go to `predictions_path` in the order of `examples`.
 
     `direct` scores the answer wherever it stands; under `think` an answer counts only inside
     `<think>…</think><answer>…</answer>`. A row that cannot be asked or scored is wrong, and listed with its reason;
     so are the rows of `unusable` (id → reason), of which no example could be made: their type is `unusable`.
-    `on_progress` is told (rows done, rows in all). Raises DataError where the predictions cannot be written.
+    `on_progress` is told (rows done, rows in all), `on_response` every response as it comes. Raises DataError where
+    the predictions cannot be written.
     """
     if protocol not in get_args(Protocol):
         raise ConfigError(f"protocol {protocol!r} is unknown; choose one of {', '.join(get_args(Protocol))}")
@@ -39,6 +41,8 @@ def evaluate(
         for row, response in generator.stream(examples):
             predictions[row] = predict(examples[row], response, protocol)
             writer.write(row, predictions[row])
+            if on_response:
+                on_response(response)
             if on_progress:
                 on_progress(len(predictions), len(examples))
         for row, (name, reason) in enumerate(unusable.items(), start=len(examples)):

@@ -24,6 +24,7 @@ def manifest_entry(generator: Generator | Answers, protocol: str) -> dict[str, A
         "max_length": options.max_length,
         "sampling": asdict(generator.options),
         "seed": generator.options.seed,
+        "control": generator.control.describe() if isinstance(generator, Generator) else None,
         "model": fingerprint(generator.params),
     }
 

@@ -60,6 +60,21 @@ def attend(
     return jnp.concatenate(mixed, axis=1)
 
 
+def attend_with_weights(
+    query: jax.Array, key: jax.Array, value: jax.Array, key_segments: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`attend` of one query a row, [B, H, 1, head_dim], and its weights: ([B, 1, H, head_dim], float32 [B, H, T]).
+
+    The output is that of `attend` to the bit.
+    """
+    query_segments = jnp.ones((len(query), 1), jnp.int32)
+    mask = _mask(query_segments, key_segments, None, key.shape[2])
+    mixed, residuals = _attend_dense_forward(query, key, value, mask)
+    *_, peak, total = residuals
+    weights = jnp.exp(_scores(_rows(query, key), key, mask) - peak) / total
+    return mixed, weights.reshape(*query.shape[:2], key.shape[2])
+
+
 def _attend_groups(query, key, value, segments, config, prefix):
     """`attend` of rows that hold a prompt and completions of it: segment 0 is padding, every other number is alike."""
     end = prefix.prompt

@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jvlmm.models.attention import attend
+from jvlmm.models.attention import attend, attend_with_weights
 from jvlmm.models.shared_prefix import attend_shared
 
 Stores = tuple[Any, Any]  # keys and values of a layer, or with a leading layer axis; tuples of one a layer elsewhere
@@ -50,10 +50,24 @@ class LayerCache:
 
     def attend(self, query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Stores]:
         """One token a row, [B, H, 1, head_dim] and [B, H_kv, 1, head_dim]: (mixed [B, 1, H, head_dim], stores)."""
+        stores, own = self._written(key, value)
+        segments = jnp.ones((len(query), 1), jnp.int32), self.valid.astype(jnp.int32)
+        return attend(query, *own, *segments), stores
+
+    def _written(self, key, value) -> tuple[Stores, Stores]:
+        """(the stores with the token's key and value, those of this layer)."""
         start = (0, 0, self.slot, 0)
         stores = tuple(put(store, new, self.index, start) for store, new in zip(self.stores, (key, value), strict=True))
-        segments = jnp.ones((len(query), 1), jnp.int32), self.valid.astype(jnp.int32)
-        return attend(query, *(of_layer(store, self.index) for store in stores), *segments), stores
+        return stores, tuple(of_layer(store, self.index) for store in stores)
+
+
+class OpenLayerCache(LayerCache):
+    """A LayerCache whose attention tells its weights."""
+
+    def attend(self, query: jax.Array, key: jax.Array, value: jax.Array):
+        """As `LayerCache.attend`, with (mixed, weights float32 [B, H, T]) in the place of mixed."""
+        stores, own = self._written(key, value)
+        return attend_with_weights(query, *own, self.valid.astype(jnp.int32)), stores
 
 
 @flax.struct.dataclass

@@ -1,6 +1,7 @@
 """The language model: grouped-query attention, M-RoPE, SwiGLU, RMSNorm (Qwen2.5, Qwen2.5-VL)."""
 
 from dataclasses import replace
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvlmm.models.attention import attend
-from jvlmm.models.cache import GroupCache, GroupLayerCache, KVCache, LayerCache, Stores
+from jvlmm.models.cache import GroupCache, GroupLayerCache, KVCache, LayerCache, OpenLayerCache, Stores, of_layer
 from jvlmm.models.config import ModelConfig, TextConfig
 from jvlmm.models.layers import GatedMLP, RMSNorm, inverse_frequencies, linear, rotate
 from jvlmm.models.remat import block_input, rematerialise
@@ -75,13 +76,16 @@ class Attention(nn.Module):
             self.config, text.hidden_size, names, bias=False, axis=(-2, -1), variance=_residual_variance(text)
         )
 
-    def __call__(self, x, rope, context: Among | LayerCache | GroupLayerCache) -> tuple[jax.Array, Stores]:
-        """x [B, L, D] -> ([B, L, D], (keys, values) [B, H_kv, L, head_dim], or the cache's own with these written)."""
+    def mix(self, x, rope, context: Among | LayerCache | GroupLayerCache) -> tuple[Any, Stores]:
+        """x [B, L, D] -> (what `context` makes of it, keys and values).
+
+        The first is the heads' outputs [B, L, H, head_dim], which `o_proj` projects back, with the weights where the
+        context tells them; the second [B, H_kv, L, head_dim], or the cache's own with these written.
+        """
         cos, sin = (table[:, None] for table in rope)  # over heads
         query = rotate(self.q_proj(x).swapaxes(1, 2), cos, sin)
         key = rotate(self.k_proj(x).swapaxes(1, 2), cos, sin)
-        mixed, kept = context.attend(query, key, self.v_proj(x).swapaxes(1, 2))
-        return self.o_proj(mixed), kept
+        return context.attend(query, key, self.v_proj(x).swapaxes(1, 2))
 
 
 class DecoderLayer(nn.Module):
@@ -100,11 +104,19 @@ class DecoderLayer(nn.Module):
         )
 
     def __call__(self, x, rope, context):
-        """As `Attention`."""
+        """x [B, L, D] -> ([B, L, D], keys and values as `Attention.mix` gives them)."""
         x = block_input(x)
-        mixed, kept = self.self_attn(self.input_layernorm(x), rope, context)
-        x = self._place(x + mixed)
-        return self._place(self._fed(x)), kept
+        mixed, kept = self.mix(x, rope, context)
+        return self.finish(x, mixed), kept
+
+    def mix(self, x, rope, context):
+        """The first half, up to the heads' outputs: as `Attention.mix`."""
+        return self.self_attn.mix(self.input_layernorm(x), rope, context)
+
+    def finish(self, x, mixed):
+        """The second half: x [B, L, D] as it entered, and the heads' outputs [B, L, H, head_dim], to [B, L, D]."""
+        x = self._place(x + self.self_attn.o_proj(mixed))
+        return self._place(self._fed(x))
 
     def _fed(self, x):
         """x and the MLP's share; in training only `mlp_tile` tokens have hidden units at a time."""
@@ -204,6 +216,45 @@ class Decoder(nn.Module):
             kept.append(stores)
         return self.norm(x), cache.written(*zip(*kept, strict=True))
 
+    def open_step(self, x, positions, cache: KVCache):
+        """`step` up to the attention of the last layer: (its input, the heads' outputs, their weights, cache).
+
+        x [B, 1, D], positions [B, 3, 1] -> ([B, 1, D], [B, 1, H, head_dim], float32 [B, H, T], cache).
+        """
+        cache = cache.opened()
+        rope = mrope_tables(positions, self.config.text)
+        last = self.config.text.num_layers - 1
+        if self.config.scan_layers:
+
+            def run(number, carry):
+                x, stores = carry
+                return self._stacked(number, "__call__", x, rope, cache.layer(stores, number))
+
+            x, stores = jax.lax.fori_loop(0, last, run, (x, (cache.keys, cache.values)))
+            view = _opened(cache.layer(stores, jnp.int32(last)))
+            (mixed, weights), stores = self._stacked(last, "mix", x, rope, view)
+            return x, mixed, weights, cache.written(*stores)
+        kept = []
+        for number, layer in enumerate(self.layers):
+            view = cache.layer((cache.keys[number], cache.values[number]), number)
+            if number < last:
+                x, stores = layer(x, rope, view)
+            else:
+                (mixed, weights), stores = layer.mix(x, rope, _opened(view))
+            kept.append(stores)
+        return x, mixed, weights, cache.written(*zip(*kept, strict=True))
+
+    def close_step(self, x, mixed):
+        """What follows `open_step`: [B, 1, D] and heads' outputs [B, 1, H, head_dim] to hidden [B, 1, D]."""
+        if self.config.scan_layers:
+            return self.norm(self._stacked(self.config.text.num_layers - 1, "finish", x, mixed))
+        return self.norm(self.layers[-1].finish(x, mixed))
+
+    def _stacked(self, number, method, *arguments):
+        """A method of one of the stacked layers."""
+        params = jax.tree.map(lambda x: of_layer(x, number), self.variables["params"]["layers"])
+        return DecoderLayer(self.config, parent=None).apply({"params": params}, *arguments, method=method)
+
     def _scan(self, body, carry):
         """Run `body(layer, carry, index)` over the stacked layers."""
         scan = nn.scan(
@@ -214,6 +265,10 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         return scan(self.layers, carry, jnp.arange(self.config.text.num_layers))
+
+
+def _opened(view: LayerCache) -> OpenLayerCache:
+    return OpenLayerCache(view.stores, view.valid, view.slot, view.index)
 
 
 def _run(layer, x, rope, among, keep):

@@ -35,10 +35,12 @@ from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvlmm.errors import ConfigError
 from jvlmm.models.cache import GroupCache, KVCache, Stores, cache_from_prompt
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.decoder import Decoder
@@ -50,6 +52,15 @@ from jvlmm.sharding.rules import constrain
 
 Params = Mapping[str, Any]
 _STACKS = (("vision", "blocks"), ("decoder", "layers"))
+
+
+@flax.struct.dataclass
+class LastAttention:
+    """A decoding step stopped between the last layer's attention and what follows it."""
+
+    inputs: jax.Array  # [B, D], what entered the last layer
+    mixed: jax.Array  # [B, H, head_dim], its heads' outputs
+    weights: jax.Array  # float32 [B, H, T], over the slots of the cache
 
 
 class Qwen2_5VL(nn.Module):
@@ -80,6 +91,14 @@ class Qwen2_5VL(nn.Module):
         x = self.decoder.inputs(tokens[:, None])
         hidden, cache = self.decoder.step(x, positions[:, :, None], cache)
         return hidden[:, 0], cache
+
+    def open_step(self, tokens, positions, cache):
+        x = self.decoder.inputs(tokens[:, None])
+        x, mixed, weights, cache = self.decoder.open_step(x, positions[:, :, None], cache)
+        return LastAttention(x[:, 0], mixed[:, 0], weights), cache
+
+    def close_step(self, inputs, mixed):
+        return self.decoder.close_step(inputs[:, None], mixed[:, None])[:, 0]
 
 
 def _init(config: ModelConfig, key: jax.Array):
@@ -197,6 +216,26 @@ def decode_step(
     `length` of a KVCache below its capacity: a write past the end would fall on the last slot.
     """
     return _apply(params, config, "decode_step", tokens, positions, cache)
+
+
+def open_step(
+    params: Params, config: ModelConfig, tokens: jax.Array, positions: jax.Array, cache: KVCache
+) -> tuple[LastAttention, KVCache]:
+    """The first part of `decode_step`, up to the attention of the last layer; `close_step` is the rest.
+
+    Raises ConfigError for a GroupCache, which keeps a prompt's keys apart from those of its completions.
+    """
+    if not isinstance(cache, KVCache):
+        raise ConfigError(
+            f"the last layer cannot show its attention over a {type(cache).__name__}; decode over a KVCache, or "
+            "without a decode-time controller"
+        )
+    return _apply(params, config, "open_step", tokens, positions, cache)
+
+
+def close_step(params: Params, config: ModelConfig, inputs: jax.Array, mixed: jax.Array) -> jax.Array:
+    """hidden [B, D] of `LastAttention.inputs` [B, D] and heads' outputs [B, H, head_dim], those it holds or others."""
+    return _apply(params, config, "close_step", inputs, mixed)
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """The evaluation stage: a model folder and questions in, figures and predictions out."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +16,14 @@ from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import for_inference
 from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
+from jvlmm.recipes.steering import SteeringLog, off_message
 from jvlmm.reporting.progress import Progress
 from jvlmm.rollout.ahead import AbstractGeneration
 from jvlmm.rollout.checkpoint import load_generator
+from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.test_time.vreason import VReasonOptions
+from jvlmm.test_time.vreason_controller import VReason
 from jvlmm.training.flops import decode_flops, prefill_flops
 
 
@@ -35,13 +40,15 @@ class Evaluate:
     length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)  # tokens of a prompt; the last is the limit
     vision: VisionOptions = field(default_factory=VisionOptions)
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+    vreason: VReasonOptions | None = None  # steers the answers while they are written
 
     def run(self, run: Run) -> dict[str, Any]:
         folder = run.resolve(self.model)
         predictions = f"predictions/{self.name}.jsonl"
         rejections = Rejections(None)
         examples = open_sources(run, self.sources, rejections)
-        with self.vision.decoder() as decoder, Progress(self.name, show=()) as progress:
+        steering = SteeringLog(run.workdir / f"traces/{self.name}.jsonl")
+        with self.vision.decoder() as decoder, Progress(self.name, show=()) as progress, steering:
             generator = load_generator(
                 folder,
                 decoder,
@@ -49,6 +56,7 @@ class Evaluate:
                 self.sampling,
                 self.vision.batch(self.batch_size, self.length_buckets),
                 self.pipeline,
+                self._control(),
             )
             figures = evaluate(
                 generator,
@@ -57,8 +65,16 @@ class Evaluate:
                 self.protocol,
                 unusable=rejections.reasons,
                 on_progress=lambda done, total: progress(done, total, {}),
+                on_response=None if self.vreason is None else steering,
             )
+        if self.vreason is not None:
+            figures["vreason"] = steering.figures()
+            if figures["vreason"]["without_video"]:
+                print(off_message(figures["vreason"]["without_video"]), file=sys.stderr, flush=True)
         return {"path": predictions, "evaluation": figures}
+
+    def _control(self) -> Controller:
+        return PLAIN if self.vreason is None else VReason(self.vreason)
 
     def programs(
         self, config: ModelConfig, devices: Sequence[jax.Device] | int, platform: str, media: bool = True
@@ -70,7 +86,11 @@ class Evaluate:
         config = for_inference(config, platform)
         frame = self.vision.pixels.video_max_pixels // config.vision.patch_size**2 if media else None
         batch = abstract_batch(self.vision.batch(self.batch_size, self.length_buckets), config, frame)
-        generation = AbstractGeneration(config, batch, self.sampling, frame or 0)
+        control = PLAIN
+        if media and self.vreason is not None:
+            visual = self.vision.patch_buckets[-1] // config.vision.spatial_merge_size**2 // self.batch_size
+            control = VReason(self.vreason).planned(self.length_buckets[-1], min(visual, self.length_buckets[-1]))
+        generation = AbstractGeneration(config, batch, self.sampling, frame or 0, control)
         lengths = np.full(self.batch_size, self.length_buckets[-1])
         further = self.sampling.max_tokens - 1
         patches = self.vision.patch_buckets[-1] if media else 0

@@ -16,6 +16,7 @@ from jvlmm.models.activations import (
 )
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.qwen2_5_vl import abstract_params
+from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generate import DecodeState, decode_until, start, traced_options
 from jvlmm.rollout.sampling import SamplingOptions, row_keys
 from jvlmm.sharding.estimate import Estimate, device_bytes
@@ -25,19 +26,28 @@ from jvlmm.sharding.rules import laid_out
 class AbstractGeneration:
     """`generate` on one batch of ShapeDtypeStructs: one device runs it, without a mesh."""
 
-    def __init__(self, config: ModelConfig, batch: Batch, options: SamplingOptions, frame_patches: int = 0):
-        self.config, self.batch, self.options = config, batch, options
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: Batch,
+        options: SamplingOptions,
+        frame_patches: int = 0,
+        control: Controller = PLAIN,
+    ):
+        """`control` is fitted already."""
+        self.config, self.batch, self.options, self.control = config, batch, options, control
         self.params = abstract_params(config)[0]
         pixels = 0 if batch.vision is None else len(batch.vision.pixels)
         self.share = Share(*batch.tokens.shape, patches=pixels, frame_patches=frame_patches)
 
     def trace_prefill(self, device: jax.Device) -> jax.stages.Traced:
         """The prompts, and the first token of each row."""
-        return start.trace(*self._arguments(self.batch, self._keys(), device))
+        return start.trace(*self._arguments(self.batch, self._keys(), device), control=self.control)
 
     def trace_decode(self, device: jax.Device) -> jax.stages.Traced:
         """The loop over all further tokens."""
-        return decode_until.trace(*self._arguments(self._state(), None, device), self.options.max_tokens)
+        arguments = self._arguments(self._state(), None, device)
+        return decode_until.trace(*arguments, self.options.max_tokens, control=self.control)
 
     def estimate_prefill(self) -> Estimate:
         """Kept from layer to layer are keys and values of the prompt and the visual features."""
@@ -76,7 +86,7 @@ class AbstractGeneration:
 
     def _state(self) -> DecodeState:
         def run(params, batch, keys, banned):
-            return start(params, self.config, batch, traced_options(self.options), keys, banned)
+            return start(params, self.config, batch, traced_options(self.options), keys, banned, self.control)
 
         return jax.eval_shape(run, self.params, self.batch, self._keys(), self._banned())
 

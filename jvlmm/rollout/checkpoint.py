@@ -14,6 +14,7 @@ from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import DataError
 from jvlmm.models.execution import for_inference
 from jvlmm.models.huggingface import load_config, load_params
+from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generator import Generator, Response
 from jvlmm.rollout.sampling import SamplingOptions
 
@@ -27,6 +28,7 @@ def load_generator(
     sampling: SamplingOptions,
     batch: BatchOptions,
     pipeline: PipelineOptions = DEFAULT_PIPELINE,
+    control: Controller = PLAIN,
 ) -> Generator:
     """A generator from a Hugging Face folder: config.json, safetensors and tokenizer files.
 
@@ -35,7 +37,7 @@ def load_generator(
     config = for_inference(load_config(model_dir), jax.default_backend())
     tokenizer = ChatTokenizer.from_pretrained(model_dir)
     ready = Processor(tokenizer, config, processor, decoder)
-    return Generator(load_params(model_dir, config), ready, sampling, batch, pipeline)
+    return Generator(load_params(model_dir, config), ready, sampling, batch, pipeline, control)
 
 
 def generate_answer(
@@ -45,6 +47,7 @@ def generate_answer(
     decoder: Decoder,
     processor: ProcessorOptions | None = None,
     sampling: SamplingOptions = GREEDY,
+    control: Controller = PLAIN,
 ) -> Response:
     """Ask one question about some files; by default in its own words, the media shown as the checkpoint asks.
 
@@ -55,7 +58,7 @@ def generate_answer(
         processor = ProcessorOptions(style="describe", **shown)
     buckets = tuple(2**power for power in range(8, processor.max_length.bit_length())) + (processor.max_length,)
     batch = BatchOptions(batch_size=1, length_buckets=tuple(sorted(set(buckets))))
-    generator = load_generator(model_dir, decoder, processor, sampling, batch)
+    generator = load_generator(model_dir, decoder, processor, sampling, batch, control=control)
     (response,) = generator.generate([Example("question", question, "", "text", tuple(media))])
     if response.error is not None:
         raise DataError(response.error.removeprefix("question: "))

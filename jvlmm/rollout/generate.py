@@ -1,8 +1,9 @@
 """Prefill once, decode many: completions of a batch of prompts over a static key-value cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
@@ -13,6 +14,7 @@ from jvlmm.data.batch import Batch
 from jvlmm.models import qwen2_5_vl
 from jvlmm.models.cache import KVCache
 from jvlmm.models.config import ModelConfig
+from jvlmm.rollout.control import PLAIN, Controller, Prompts
 from jvlmm.rollout.sampling import SamplingOptions, sample
 
 STOP_CHECK_INTERVAL = 32  # tokens decoded on the device between two looks for stop strings on the host
@@ -27,6 +29,7 @@ class Generation:
     lengths: np.ndarray  # int32 [B]
     log_probs: np.ndarray  # float32 [B, C], as `sampling.sample` gives them
     finished: np.ndarray  # bool [B], False where `max_tokens` cut the completion
+    control: Mapping[str, np.ndarray]  # what the controller reports
 
 
 @flax.struct.dataclass
@@ -41,6 +44,7 @@ class DecodeState:
     keys: jax.Array  # PRNG key [B]
     step: jax.Array  # int32 [], columns written
     cache: KVCache
+    control: Any = ()  # the controller's state
 
 
 def generate(
@@ -51,23 +55,24 @@ def generate(
     keys: jax.Array,
     banned: np.ndarray,
     decode: Callable[[np.ndarray], str] | None = None,
+    control: Controller = PLAIN,
 ) -> Generation:
     """Completions of the prompts of `batch`, one prompt per row, right-padded; rows without tokens stay empty.
 
     `keys` [B]: see `sampling.row_keys`; `banned` bool [V]: see `sampling.banned_tokens`; `decode` turns tokens into
-    text and is needed for stop strings only. Compiled once per prompt bucket, batch size and power of two of
-    `max_tokens`.
+    text and is needed for stop strings only; `control` steers decoding. Compiled once per prompt bucket, batch size,
+    power of two of `max_tokens`, and fitted controller.
     """
-    static = traced_options(options)
-    state = start(params, config, batch, static, keys, banned)
+    static, control = traced_options(options), control.fitted(batch, config)
+    state = start(params, config, batch, static, keys, banned, control)
     if options.stop:
         if decode is None:
             raise ValueError("stop strings need `decode`")
-        state = _decode_to_stop(params, config, state, static, banned, options, decode)
+        state = _decode_to_stop(params, config, state, static, banned, options, decode, control)
     else:
-        state = decode_until(params, config, state, static, banned, options.max_tokens)
-    tokens, log_probs, lengths, finished = jax.device_get(
-        (state.tokens, state.log_probs, state.lengths, state.finished)
+        state = decode_until(params, config, state, static, banned, options.max_tokens, control)
+    tokens, log_probs, lengths, finished, report = jax.device_get(
+        (state.tokens, state.log_probs, state.lengths, state.finished, control.report(state.control))
     )
     written = np.arange(options.max_tokens) < lengths[:, None]
     return Generation(
@@ -75,6 +80,7 @@ def generate(
         lengths=lengths,
         log_probs=np.where(written, log_probs[:, : options.max_tokens], np.float32(0)),
         finished=finished,
+        control=report,
     )
 
 
@@ -84,24 +90,21 @@ def traced_options(options: SamplingOptions) -> SamplingOptions:
     return replace(options, max_tokens=bucket, stop=(), seed=0)
 
 
-@partial(jax.jit, static_argnames=("config", "options"))
-def start(params, config: ModelConfig, batch: Batch, options: SamplingOptions, keys, banned) -> DecodeState:
+@partial(jax.jit, static_argnames=("config", "options", "control"))
+def start(
+    params, config: ModelConfig, batch: Batch, options: SamplingOptions, keys, banned, control: Controller = PLAIN
+) -> DecodeState:
     """Run the prompts and draw the first token of each row."""
-    rows, length = batch.tokens.shape
+    rows = len(batch.tokens)
     features = None if batch.vision is None else qwen2_5_vl.encode_vision(params, config, batch.vision)
-    hidden, cache = qwen2_5_vl.prefill(
-        params,
-        config,
-        batch.tokens,
-        batch.positions,
-        batch.segment_ids,
-        batch.visual_index,
-        features,
-        cache_length=length + options.max_tokens,
-    )
+    inputs = batch.tokens, batch.positions, batch.segment_ids, batch.visual_index
+    hidden, kept = qwen2_5_vl.read_prompts(params, config, *inputs, features)
     in_prompt = batch.segment_ids > 0
     prompt_lengths = in_prompt.sum(axis=-1)
     last = jnp.take_along_axis(hidden, jnp.maximum(prompt_lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    logits = qwen2_5_vl.logits(params, config, last)
+    prompts = Prompts(batch.tokens, batch.segment_ids, kept, logits, keys)
+    cache, controlled = control.begin(prompts, config, options.max_tokens)
     state = DecodeState(
         tokens=jnp.full((rows, options.max_tokens), config.tokens.pad, jnp.int32),
         log_probs=jnp.zeros((rows, options.max_tokens), jnp.float32),
@@ -111,14 +114,15 @@ def start(params, config: ModelConfig, batch: Batch, options: SamplingOptions, k
         keys=keys,
         step=jnp.int32(0),
         cache=cache,
+        control=controlled,
     )
-    return _draw(params, config, state, last, options, banned)
+    return _draw(config, state, logits, options, banned)
 
 
-def _draw(params, config: ModelConfig, state: DecodeState, hidden, options, banned) -> DecodeState:
-    """Draw the next token of every row from its hidden state [B, D]; finished rows get a pad."""
+def _draw(config: ModelConfig, state: DecodeState, logits, options, banned) -> DecodeState:
+    """Draw the next token of every row from its logits [B, V]; finished rows get a pad."""
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.step)
-    drawn, log_probs = sample(step_keys, qwen2_5_vl.logits(params, config, hidden), banned, options)
+    drawn, log_probs = sample(step_keys, logits, banned, options)
     drawn = jnp.where(state.finished, config.tokens.pad, drawn)
     log_probs = jnp.where(state.finished, 0.0, log_probs)
     ended = jnp.isin(drawn, jnp.array(config.tokens.eos, jnp.int32))
@@ -131,9 +135,15 @@ def _draw(params, config: ModelConfig, state: DecodeState, hidden, options, bann
     )
 
 
-@partial(jax.jit, static_argnames=("config", "options"), donate_argnames=("state",))
+@partial(jax.jit, static_argnames=("config", "options", "control"), donate_argnames=("state",))
 def decode_until(
-    params, config: ModelConfig, state: DecodeState, options: SamplingOptions, banned, until
+    params,
+    config: ModelConfig,
+    state: DecodeState,
+    options: SamplingOptions,
+    banned,
+    until,
+    control: Controller = PLAIN,
 ) -> DecodeState:
     """Decode until every row is finished or `until` columns (int32 scalar) are written."""
 
@@ -143,14 +153,14 @@ def decode_until(
     def one_token(state: DecodeState) -> DecodeState:
         token = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)[:, 0]
         positions = jnp.broadcast_to(state.next_position[:, None], (token.shape[0], 3))
-        hidden, cache = qwen2_5_vl.decode_step(params, config, token, positions, state.cache)
-        state = state.replace(cache=cache, next_position=state.next_position + 1)
-        return _draw(params, config, state, hidden, options, banned)
+        logits, cache, controlled = control.step(params, config, token, positions, state.cache, state.control)
+        state = state.replace(cache=cache, control=controlled, next_position=state.next_position + 1)
+        return _draw(config, state, logits, options, banned)
 
     return jax.lax.while_loop(unfinished, one_token, state)
 
 
-def _decode_to_stop(params, config, state: DecodeState, static, banned, options, decode) -> DecodeState:
+def _decode_to_stop(params, config, state: DecodeState, static, banned, options, decode, control) -> DecodeState:
     """Decode in chunks; between two, the host ends the rows whose text holds a stop string."""
     seen = np.zeros(state.tokens.shape[0], np.int32)
     step = 1
@@ -167,7 +177,7 @@ def _decode_to_stop(params, config, state: DecodeState, static, banned, options,
         if finished.all() or step >= options.max_tokens:
             return state
         seen, step = lengths, min(step + STOP_CHECK_INTERVAL, options.max_tokens)
-        state = decode_until(params, config, state, static, banned, step)
+        state = decode_until(params, config, state, static, banned, step, control)
 
 
 def length_at_stop(tokens: np.ndarray, seen: int, stop: Sequence[str], decode) -> int | None:

@@ -4,6 +4,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from jvlmm.data.processor import Processor
 from jvlmm.data.rejections import Rejections
 from jvlmm.data.sequence import Sequence as Prompt
 from jvlmm.errors import DataError, JvlmmError
+from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generate import cut_at_stop, generate
 from jvlmm.rollout.sampling import SamplingOptions, banned_tokens, row_keys
 
@@ -32,6 +34,7 @@ class Response:
     text_tokens: int = 0  # of the prompt, media apart
     latency_s: float = 0.0  # preparing the example, and generating the batch it was in
     error: str | None = None
+    control: dict[str, Any] | None = None  # what a decode-time controller reports of it; lists have an entry a token
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,19 @@ class Generator:
         options: SamplingOptions,
         batch: BatchOptions,
         pipeline: PipelineOptions = DEFAULT_PIPELINE,
+        control: Controller = PLAIN,
     ):
-        """`params` of a model of shape `processor.config`; `batch` gives rows and buckets, `pipeline` the threads."""
+        """`params` of a model of shape `processor.config`; `batch` gives rows and buckets, `pipeline` the threads.
+
+        `control` steers decoding.
+        """
         self.params = params
         self.config = processor.config
         self.processor = processor
         self.options = options
         self.batch = batch
         self.pipeline = pipeline
+        self.control = control
         self._banned = jax.device_put(banned_tokens(self.config, processor.tokenizer.length))
 
     def generate(self, examples: Sequence[Example]) -> list[Response]:
@@ -135,11 +143,18 @@ class Generator:
         row_seeds[: len(ids)] = [zlib.crc32(name.encode()) for name in ids]
         keys = row_keys(self.options.seed, row_seeds)
         decode = self.processor.tokenizer.decode
-        result = generate(self.params, self.config, batch, self.options, keys, self._banned, decode)
+        result = generate(self.params, self.config, batch, self.options, keys, self._banned, decode, self.control)
         seconds = time.perf_counter() - begin
         for row, (number, name) in enumerate(zip(numbers, ids, strict=True)):
             tokens = result.tokens[row, : result.lengths[row]]
             facts = prepare.facts.pop(number)
             facts["latency_s"] += seconds
             text = cut_at_stop(decode(tokens), self.options.stop)
-            yield number, Response(name, text, tuple(tokens.tolist()), bool(result.finished[row]), **facts)
+            report = {key: _of_row(array[row], len(tokens)) for key, array in result.control.items()}
+            done = bool(result.finished[row])
+            yield number, Response(name, text, tuple(tokens.tolist()), done, **facts, control=report or None)
+
+
+def _of_row(array: np.ndarray, length: int) -> Any:
+    """A number, or a list of one a token."""
+    return array[:length].tolist() if array.ndim else array.item()

@@ -1,0 +1,1 @@
+"""What a trained model does with more computation when it answers: decode-time controllers."""
