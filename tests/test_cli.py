@@ -21,11 +21,14 @@ VERBS = (
     "data build",
     "data inspect",
     "data check",
+    "data convert",
     "convert from-hf",
     "convert to-hf",
     "plan",
     "bench model",
     "bench grpo",
+    "bench visd",
+    "bench vreason",
 )
 ONE_PROGRAM = """
 from dataclasses import dataclass
