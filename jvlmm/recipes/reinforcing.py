@@ -26,6 +26,7 @@ from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import Attention, for_inference, for_training
 from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.models.remat import Remat
+from jvlmm.objectives.distillation import DistillationConfig
 from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.recipes.exporting import ExportType, export
 from jvlmm.recipes.judging import check_judge
@@ -53,6 +54,7 @@ from jvlmm.training.loop import FitOptions, fit
 from jvlmm.training.lora import ADAPTERS, LoraOptions
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.policy import UpdateOptions
+from jvlmm.training.policy_loss import Lesson
 from jvlmm.training.policy_preparation import PolicyMeshes, PreparedPolicy, prepare_policy
 from jvlmm.training.state import TrainState
 from jvlmm.training.teaching import TeachingOptions
@@ -123,12 +125,21 @@ class GRPO:
                 f"vision.patch_buckets={self.vision.patch_buckets} are patches of update.rows={self.update.rows} "
                 "prompts, which have equal shares; use multiples of that number"
             )
-        if self.teaching is not None and self.objective.token_weight is not None:
-            raise ConfigError("objective.token_weight and teaching both weigh tokens; set one of them to none")
+        if self.teaching is not None:
+            self._check_teaching(self.teaching.lesson)
         if self.feature_bytes and not self.tower_frozen:
             raise ConfigError(
                 f"feature_bytes={self.feature_bytes} has no effect while the tower is trained; freeze vision and "
                 "merger (optimizer.freeze), or leave it at 0"
+            )
+
+    def _check_teaching(self, lesson: Lesson) -> None:
+        if self.objective.token_weight is not None:
+            raise ConfigError("objective.token_weight and teaching both weigh tokens; set one of them to none")
+        if isinstance(lesson, DistillationConfig) and (self.objective.beta or self.group.offline):
+            raise ConfigError(
+                "a teacher that is distilled takes the place of the objective, on the policy's own rollouts: "
+                "objective.beta and group.offline have no effect; leave them at 0 and false"
             )
 
     @property

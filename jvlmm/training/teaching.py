@@ -33,7 +33,6 @@ class TeachingOptions:
 
     The teacher begins as the student and goes `1 - decay` of the way to it, `every` so many updates: a moving average.
     With a decay of 0 it is the student itself, or, with `every`, an earlier one; with 1 it stays as it began.
-
     """
 
     lesson: Lesson = field(default_factory=VISDConfig)

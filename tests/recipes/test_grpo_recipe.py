@@ -9,12 +9,14 @@ from recipe_processes import finish, kill_after, start
 
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
 from jvlmm.errors import ConfigError
+from jvlmm.objectives.profiles import PROFILES
 from jvlmm.recipes.record_list import RecordList
 from jvlmm.recipes.reinforcing import GRPO
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.experience import GroupOptions
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.policy import UpdateOptions
+from jvlmm.training.teaching import TEACHING_PROFILES, TeachingOptions
 
 CONFIG = """
 from jvlmm.data.loader import PipelineOptions
@@ -206,6 +208,8 @@ def test_a_reward_file_that_does_not_compile_is_refused_at_start(folder, tmp_pat
         ({"prompts": 8, "update": UpdateOptions(rows=4, updates=3)}, "update.updates=3 does not divide the 2"),
         ({"feature_bytes": 1 << 20}, "feature_bytes=1048576 has no effect while the tower is trained"),
         ({"optimizer": OptimizerOptions(freeze=("vision",)), "feature_bytes": 1}, "freeze vision and merger"),
+        ({"teaching": TeachingOptions(), "objective": PROFILES["tw_grpo"]}, "both weigh tokens"),
+        ({"teaching": TEACHING_PROFILES["sdft"], "objective": PROFILES["grpo"]}, "objective.beta and group.offline"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
