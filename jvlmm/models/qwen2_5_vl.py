@@ -270,9 +270,13 @@ def best_words(
     tile: int = 512,
     mask: jax.Array | None = None,
     temperature: float = 1.0,
+    vocab: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """As `token_log_probs`, and what the model holds of its best words; see `log_probs.tiled_best_words`."""
-    head = output_head(params)
+    """As `token_log_probs`, and what the model holds of its best words; see `log_probs.tiled_best_words`.
+
+    With `vocab` the words are its first ones.
+    """
+    head = output_head(params)[:vocab]
     return tiled_best_words(hidden.astype(config.dtype), head, targets, tile, top_k, mask, config.rules, temperature)
 
 

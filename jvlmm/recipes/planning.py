@@ -9,10 +9,10 @@ import jax
 from jvlmm.config import apply_overrides
 from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
-from jvlmm.models.huggingface import load_config
 from jvlmm.models.presets import PRESETS, RELEASED
 from jvlmm.recipes.recipe import Program, Recipe, load_recipe
 from jvlmm.recipes.reinforcing import GRPO
+from jvlmm.recipes.shapes import model_shape
 from jvlmm.recipes.tower import PretrainTower
 from jvlmm.recipes.training import SFT
 from jvlmm.sharding.ahead_of_time import Footprint, compile_ahead
@@ -74,20 +74,6 @@ def stage_shape(recipe: Recipe, stage: Any) -> ModelConfig:
             )
         reference = maker.model
     return model_shape(reference)
-
-
-def model_shape(folder: str) -> ModelConfig:
-    """The shape of a checkpoint folder, or of a released checkpoint or preset of that name where no folder is here."""
-    path = Path(folder).expanduser()
-    if (path / "config.json").is_file():
-        return load_config(path)
-    preset = RELEASED.get(path.name, path.name)
-    if preset not in PRESETS:
-        raise ConfigError(
-            f"model {folder!r} is no checkpoint folder; to plan without one, name {', '.join(RELEASED)}, "
-            f"or a preset: {', '.join(PRESETS)}"
-        )
-    return PRESETS[preset]
 
 
 def describe(program: Program, topology: Topology) -> dict[str, Any]:

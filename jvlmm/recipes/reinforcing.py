@@ -136,10 +136,14 @@ class GRPO:
     def _check_teaching(self, lesson: Lesson) -> None:
         if self.objective.token_weight is not None:
             raise ConfigError("objective.token_weight and teaching both weigh tokens; set one of them to none")
-        if isinstance(lesson, DistillationConfig) and (self.objective.beta or self.group.offline):
+        if isinstance(lesson, DistillationConfig) and self.objective.beta:
             raise ConfigError(
-                "a teacher that is distilled takes the place of the objective, on the policy's own rollouts: "
-                "objective.beta and group.offline have no effect; leave them at 0 and false"
+                "a distilled teacher takes the place of the objective: objective.beta has no effect, set it to 0"
+            )
+        if isinstance(lesson, DistillationConfig) and lesson.importance_cap is not None and self.group.offline:
+            raise ConfigError(
+                "distillation.importance_cap needs the log-probs that a rollout was drawn with, and those of "
+                "group.offline have none; set one of them to none or false"
             )
 
     @property
@@ -185,7 +189,7 @@ class GRPO:
                 )
             stack.enter_context(jax.set_mesh(meshes.training))
             params = load_params(folder, policy.config, policy.base(policy.training.shardings.params))
-            step, data = policy_step(self, run.workdir, params, policy, questions)
+            step, data = policy_step(self, run, params, policy, questions)
             create, shardings = policy.training.create, policy.training.shardings
             state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
             state = step.with_teacher(state, checkpoints.latest_step() or 0)

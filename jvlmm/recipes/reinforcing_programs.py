@@ -1,7 +1,7 @@
 """What a GRPO stage compiles for its devices, for `jvlmm plan`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvlmm.data.groups import GroupBatch, abstract_groups, completion_places
+from jvlmm.models.config import ModelConfig
 from jvlmm.recipes.recipe import Program
+from jvlmm.recipes.shapes import model_shape
 from jvlmm.rollout.groups_ahead import AbstractRollout
 from jvlmm.sharding.batches import batch_shardings
 from jvlmm.sharding.estimate import Estimate, device_bytes
@@ -18,7 +20,7 @@ from jvlmm.sharding.rules import laid_out
 from jvlmm.training.completions import group_log_probs, teacher_words
 from jvlmm.training.estimate import update_estimate
 from jvlmm.training.flops import decode_flops, group_flops, prefill_flops, vision_flops
-from jvlmm.training.policy_preparation import PreparedPolicy
+from jvlmm.training.policy_preparation import PreparedPolicy, other_model
 
 if TYPE_CHECKING:
     from jvlmm.recipes.reinforcing import GRPO
@@ -32,7 +34,9 @@ def policy_programs(stage: "GRPO", policy: PreparedPolicy, media: bool) -> Itera
     """
     state, base = policy.training.shapes, policy.base(policy.training.shapes.params)
     others = device_bytes(base) if stage.objective.beta and stage.lora is None else 0
-    if stage.teaching is not None and not stage.teaching.live:
+    if stage.teaching is not None and stage.teaching.model:
+        others += device_bytes(other_model(model_shape(stage.teaching.model), policy).shapes)
+    if stage.teaching is not None and stage.teaching.has_weights:
         others += device_bytes(jax.tree.map(lambda x: x.update(dtype=jnp.float32), policy.trained(state.params)))
     frame = stage.vision.pixels.video_max_pixels // policy.config.vision.patch_size**2 if media else None
     beside = others + device_bytes(state if policy.converts else state.opt_state)
@@ -106,15 +110,18 @@ class _Update:
             return 0.0
         return vision_flops(vision, stage.vision.patch_buckets[-1], self.frame)
 
-    def decoder(self, places: int) -> float:
-        """FLOPs of the decoder, forwards, with completions of so many tokens."""
+    def decoder(self, places: int, config: ModelConfig | None = None) -> float:
+        """FLOPs of the decoder, the policy's or another one, forwards, with completions of so many tokens."""
         stage = self.stage
         sizes = stage.length_buckets[-1], places, stage.group.size
-        return stage.update.rows * group_flops(self.policy.config.text, *sizes)
+        return stage.update.rows * group_flops((config or self.policy.config).text, *sizes)
 
-    def batch(self, places: int | None = None, given: Sequence[str] = (), top_k: int | None = None) -> GroupBatch:
+    def batch(
+        self, places: int | None = None, given: Sequence[str] = (), top_k: int | None = None, media: bool = False
+    ) -> GroupBatch:
+        """With media where the tower is trained, or asked for; else with their features."""
         stage, config, mesh = self.stage, self.policy.config, self.policy.meshes.training
-        sizes = stage.group.size, places or stage.sampling.max_tokens, self.frame, not stage.tower_frozen
+        sizes = stage.group.size, places or stage.sampling.max_tokens, self.frame, media or not stage.tower_frozen
         return self.laid_out(abstract_groups(stage.batch(mesh), config, *sizes, given, top_k))
 
     def laid_out(self, arrays: Any) -> Any:
@@ -126,6 +133,11 @@ class _Update:
 
     def estimate(self, batch: GroupBatch) -> Estimate:
         return update_estimate(self.policy.training, self.policy.config, batch, self.frame or 0, self.stage.rules)
+
+    def forward_estimate(self, batch: GroupBatch, config: ModelConfig, params: Any) -> Estimate:
+        """Of a pass without gradients by a model of this shape."""
+        whole = update_estimate(self.policy.training, config, batch, self.frame or 0, self.stage.rules)
+        return replace(whole, parameters=device_bytes(params), optimizer=0, gradients=0)
 
 
 def _update_programs(stage: "GRPO", policy: PreparedPolicy, frame: int | None, others: int) -> Iterator[Program]:
@@ -146,16 +158,22 @@ def _update_programs(stage: "GRPO", policy: PreparedPolicy, frame: int | None, o
             **of.common,
         )
     if stage.teaching is not None:
-        words = jax.jit(forward(teacher_words, top_k=top_k, places=longest))
+        teacher, params = policy.config, of.params
+        if stage.teaching.model:
+            other = other_model(model_shape(stage.teaching.model), policy)
+            teacher, params = other.config, other.shapes
+        vocab = policy.config.text.vocab_size if stage.teaching.model else None
+        words = jax.jit(partial(forward(teacher_words, top_k=top_k, places=longest, vocab=vocab), config=teacher))
         places = completion_places(stage.teaching.hindsight.max_tokens + longest)
+        read = partial(of.batch, places, media=bool(stage.teaching.model))
         starts = of.laid_out(jax.ShapeDtypeStruct((stage.update.rows, stage.group.size), jnp.int32))
         yield Program(
             f"{stage.name}.teacher",
-            lambda: of.trace(words, of.params, batch=of.batch(places), starts=starts),
-            lambda: of.estimate(of.batch(places)),
-            model_flops=of.decoder(places) + of.tower,
+            lambda: of.trace(words, params, batch=read(), starts=starts),
+            lambda: of.forward_estimate(read(), teacher, params),
+            model_flops=of.decoder(places, teacher) + of.tower,
             passes=1,
-            resident=of.beside,
+            resident=of.beside + device_bytes(of.params) - device_bytes(params),
             **of.common,
         )
     has_backward = "vision" not in training.freeze or "vision" in training.adapted

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from jvlmm.data.pass_rates import PassRates
 from jvlmm.data.processor import Processor
 from jvlmm.data.prompt_stream import PromptStream
+from jvlmm.data.tokenizer import ChatTokenizer
+from jvlmm.errors import ConfigError
+from jvlmm.models.config import ModelConfig
+from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.recipes.judging import judge_maker
+from jvlmm.recipes.recipe import Run
 from jvlmm.recipes.record_list import RecordList
 from jvlmm.rewards.rewarder import Rewarder
 from jvlmm.sharding.hosts import process_index
@@ -20,7 +25,7 @@ from jvlmm.training.agreement import AgreedPrompts, AgreedRewards
 from jvlmm.training.experience import Gatherer, Group
 from jvlmm.training.hindsight_writing import HindsightWriter
 from jvlmm.training.policy import PolicyData, PolicyStep
-from jvlmm.training.policy_preparation import PreparedPolicy
+from jvlmm.training.policy_preparation import PreparedPolicy, other_model
 from jvlmm.training.teaching import Teaching
 
 if TYPE_CHECKING:
@@ -39,7 +44,7 @@ class Questions:
 
 
 def policy_step(
-    stage: "GRPO", workdir: Path, params: Mapping[str, Any], policy: PreparedPolicy, questions: Questions
+    stage: "GRPO", run: Run, params: Mapping[str, Any], policy: PreparedPolicy, questions: Questions
 ) -> tuple[PolicyStep, PolicyData]:
     """The step and its data, for a run that begins with `params`."""
     reference = None
@@ -51,7 +56,7 @@ def policy_step(
     data = PolicyData(questions.prompts, AdvantageEstimator(stage.objective), questions.rates)
     parts = stage.sampling_parts(policy, questions.processor.tokenizer, stage.sampling, stage.feature_bytes)
     gatherer = Gatherer(*parts, questions.rewarder, stage.group)
-    rollouts = RecordList(workdir / "predictions" / f"{stage.name}.rollouts.jsonl")
+    rollouts = RecordList(run.workdir / "predictions" / f"{stage.name}.rollouts.jsonl")
 
     def record(number: int, groups: Sequence[Group]) -> None:
         questions.rates.observe((group.prompt.example.id, group.informative) for group in groups)
@@ -75,14 +80,15 @@ def policy_step(
         place=policy.place,
         tower_trained=not stage.tower_frozen,
         record=record,
-        teaching=None if stage.teaching is None else _teaching(stage, workdir, policy, questions),
+        teaching=None if stage.teaching is None else _teaching(stage, run, policy, questions),
     )
     return step, data
 
 
-def _teaching(stage: "GRPO", workdir: Path, policy: PreparedPolicy, questions: Questions) -> Teaching:
+def _teaching(stage: "GRPO", run: Run, policy: PreparedPolicy, questions: Questions) -> Teaching:
     judge = judge_maker(stage, policy, questions.processor)
-    weights = RecordList(workdir / "predictions" / f"{stage.name}.weights.jsonl")
+    weights = RecordList(run.workdir / "predictions" / f"{stage.name}.weights.jsonl")
+    other = _other(run.resolve(stage.teaching.model), policy, questions) if stage.teaching.model else None
     return Teaching(
         options=stage.teaching,
         config=policy.config,
@@ -93,5 +99,19 @@ def _teaching(stage: "GRPO", workdir: Path, policy: PreparedPolicy, questions: Q
         policy=policy.policy,
         place=policy.place,
         tower_trained=not stage.tower_frozen,
+        other=other,
         record=weights if process_index() == 0 else lambda step, records: None,
     )
+
+
+def _other(folder: Path, policy: PreparedPolicy, questions: Questions) -> tuple[ModelConfig, Any]:
+    """(shape, parameters) of another model that teaches. ConfigError where its tokens are not the student's."""
+    config = load_config(folder)
+    theirs, ours = ChatTokenizer.from_pretrained(folder), questions.processor.tokenizer
+    if theirs.length != ours.length or config.tokens != policy.config.tokens:
+        raise ConfigError(
+            f"teaching.model={folder}: its tokenizer is not the student's, so it cannot judge the student's tokens; "
+            "choose a model of the same family"
+        )
+    other = other_model(config, policy)
+    return other.config, load_params(folder, other.config, other.shardings)

@@ -59,6 +59,7 @@ def teacher_words(
     top_k: int,
     tile: int = HEAD_TILE,
     temperature: float = 1.0,
+    vocab: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(best words, their logits, logits and log-probs of the sampled tokens), as in `TeacherWords`, 0 on padding.
 
@@ -66,6 +67,7 @@ def teacher_words(
       batch: what the teacher reads; its completions begin with hindsight.
       starts: int32 [B, G], the places of these at which the student's own completions begin.
       places: C of the student's batch.
+      vocab: words of the student, where the teacher may have more rows; None for as many.
     """
     shape = *starts.shape, places
     index = starts[..., None] + jnp.arange(places)
@@ -77,7 +79,7 @@ def teacher_words(
     offsets = jnp.arange(shape[1])[:, None] * (last + 1)
     chosen = (jnp.minimum(index, last) + offsets).reshape(mask.shape)
     before = jnp.take_along_axis(before, chosen[..., None], axis=1)
-    log_probs, own, ids, best = best_words(params, config, before, targets, top_k, tile, mask, temperature)
+    log_probs, own, ids, best = best_words(params, config, before, targets, top_k, tile, mask, temperature, vocab)
     return ids.reshape(*shape, -1), best.reshape(*shape, -1), own.reshape(shape), log_probs.reshape(shape)
 
 

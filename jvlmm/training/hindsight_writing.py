@@ -38,8 +38,8 @@ class HindsightOptions:
         if self.max_tokens < 1:
             raise ConfigError(f"hindsight.max_tokens={self.max_tokens} must be at least 1")
         known = get_args(Line)
-        if not self.lines or any(line not in known for line in self.lines):
-            raise ConfigError(f"hindsight.lines={self.lines}: name one or more of {', '.join(known)}")
+        if any(line not in known for line in self.lines):
+            raise ConfigError(f"hindsight.lines={self.lines}: name lines of {', '.join(known)}")
 
 
 @dataclass

@@ -98,6 +98,25 @@ class PreparedPolicy:
         return self.meshes.training == self.meshes.rollout
 
 
+@dataclass(frozen=True)
+class OtherModel:
+    """A further model on the mesh of the update, in the type of products; it does not change."""
+
+    config: ModelConfig
+    shapes: Any  # ShapeDtypeStructs of its parameters, which say how they lie
+    shardings: Any
+
+
+def other_model(config: ModelConfig, policy: PreparedPolicy) -> OtherModel:
+    """A model of this shape beside the policy, to compute log-probs of the same tokens."""
+    like = policy.config
+    how = ("scan_layers", "flatten_tokens", "dtype", "mlp_tile", "mlp_parts", "attention", "rules")
+    config = replace(config, param_dtype=like.dtype, **{name: getattr(like, name) for name in how})
+    shapes, logical = abstract_params(config)
+    shardings = named_shardings(policy.meshes.training, policy.meshes.rules, logical, shapes)
+    return OtherModel(config, laid_out(shapes, shardings), shardings)
+
+
 def prepare_policy(
     config: ModelConfig,
     rollout_config: ModelConfig,

@@ -32,29 +32,36 @@ class TeachingOptions:
     """Who teaches, what the teacher knows more than the student, and what the student makes of it.
 
     The teacher begins as the student and goes `1 - decay` of the way to it, `every` so many updates: a moving average.
-    With a decay of 0 it is the student itself, or, with `every`, an earlier one; with 1 it stays as it began.
+    With a decay of 0 it is the student itself, or, with `every`, an earlier one; with 1 it stays as it began. With
+    `model` another one teaches, which has the student's tokenizer and stays what it is; it needs no hindsight.
     """
 
     lesson: Lesson = field(default_factory=VISDConfig)
-    decay: float = 0.99
+    model: str = ""  # a Hugging Face folder, or stage:NAME; "" is the student
+    decay: float | None = 0.99  # None with a model, which follows nobody
     every: int = 1  # updates
     hindsight: HindsightOptions = field(default_factory=HindsightOptions)
     list_every: int = 50  # steps, of whose first group the weights of all tokens are listed; 0: none
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay <= 1:
+        if bool(self.model) != (self.decay is None):
+            raise ConfigError(
+                f"teaching.model={self.model!r} and teaching.decay={self.decay}: another model follows nobody and has "
+                "decay=none; the student's average has a decay and no model"
+            )
+        if not self.hindsight.lines and not self.model:
+            raise ConfigError("hindsight.lines is empty: a teacher that is the student knows no more; name some lines")
+        if self.decay is not None and not 0 <= self.decay <= 1:
             raise ConfigError(
                 f"teaching.decay={self.decay} must be in [0, 1]; 0.99 is a slow teacher, 1 one that stays"
             )
-        if self.every < 1 or (self.every > 1 and self.decay == 1):
-            raise ConfigError(
-                f"teaching.every={self.every} must be at least 1, and 1 for a teacher that stays (decay=1)"
-            )
+        if self.every < 1 or (self.every > 1 and self.decay in (1, None)):
+            raise ConfigError(f"teaching.every={self.every} must be at least 1, and 1 for a teacher that stays")
 
     @property
-    def live(self) -> bool:
-        """Whether the teacher is the student itself, so that nothing need be kept of it."""
-        return self.decay == 0 and self.every == 1
+    def has_weights(self) -> bool:
+        """Whether the teacher is one the student's state has to keep: neither the student itself nor another model."""
+        return not self.model and not (self.decay == 0 and self.every == 1)
 
     def lists(self, step: int) -> bool:
         """Whether the weights of this step are listed, from 1."""
@@ -79,11 +86,18 @@ class Teaching:
     policy: Callable[[Any], Any] = lambda params: params  # what computes log-probs, of the parameters that are trained
     place: Callable[[Any], Any] = lambda batch: batch  # puts a host batch on the devices
     tower_trained: bool = True  # then the teacher sees with its own, not by the groups' features
+    other: tuple[ModelConfig, Any] | None = None  # (shape, parameters) of another model that teaches
     record: Callable[[int, Sized[dict[str, Any]]], None] = lambda step, records: None  # of tokens and their weights
 
     def __post_init__(self) -> None:
         self._words = jax.jit(
-            partial(teacher_words, config=self.config, top_k=self.options.lesson.top_k, temperature=self.temperature),
+            partial(
+                teacher_words,
+                config=self.reader,
+                top_k=self.options.lesson.top_k,
+                vocab=None if self.other is None else self.config.text.vocab_size,
+                temperature=self.temperature,
+            ),
             static_argnames="places",
         )
         if isinstance(self.options.lesson, VISDConfig):
@@ -94,9 +108,14 @@ class Teaching:
         self._follow = jax.jit(lambda teacher, student: ema_update(teacher, student, decay), donate_argnums=0)
         self._copy = jax.jit(lambda student: jax.tree.map(lambda x: jnp.array(x, jnp.float32), student))
 
+    @property
+    def reader(self) -> ModelConfig:
+        """The shape of the teacher."""
+        return self.config if self.other is None else self.other[0]
+
     def begin(self, params: Any) -> Any:
-        """The teacher's own weights, float32, laid out as the student's; None where it is the student."""
-        return None if self.options.live else self._copy(self.trained(params))
+        """The teacher's own weights, float32, laid out as the student's; None where the state has none to keep."""
+        return self._copy(self.trained(params)) if self.options.has_weights else None
 
     def follow(self, teacher: Any, params: Any, update: int) -> Any:
         """The teacher after so many updates of the optimiser; None after the last one that it is needed for."""
@@ -117,7 +136,10 @@ class Teaching:
         """
         blocks, figures = self.hindsight.blocks(groups, params)
         begun = time.perf_counter()
-        weights = self.policy(params if teacher is None else {**params, **teacher})
+        if self.other is None:
+            weights = self.policy(params if teacher is None else {**params, **teacher})
+        else:
+            weights = self.other[1]
         strength = self.options.strength_at(update)
         rows, taught = self.batch.batch_size, []
         for number, batch in enumerate(batches):
@@ -143,9 +165,9 @@ class Teaching:
             rollouts, starts[row] = privileged(group.rollouts, of_group, tail)
             prompts.append(prompt)
             followed.append(rollouts)
-            known[row] = [len(block) > 0 for block in of_group]
-        features = None if self.tower_trained else [group.features for group in groups]
-        read = collate_groups(prompts, followed, self.batch, self.config, features)
+            known[row] = [len(block) > 0 or self.other is not None for block in of_group]
+        features = None if self.tower_trained or self.other else [group.features for group in groups]
+        read = collate_groups(prompts, followed, self.batch, self.reader, features)
         places = batch.completion_mask.shape[-1]
         given = {"batch": self.place(read), "starts": self.place(starts)}
         ids, best, own, log_probs = fetched(self._words(weights, **given, places=places))
@@ -183,5 +205,9 @@ TEACHING_PROFILES: Mapping[str, TeachingOptions] = MappingProxyType(
         "sdpo": TeachingOptions(DISTILLATION_PROFILES["sdpo"], decay=0.95, hindsight=_SIBLING),
         "sdpo_reverse": TeachingOptions(DISTILLATION_PROFILES["sdpo_reverse"], decay=0.99, hindsight=_SIBLING),
         "sdft": TeachingOptions(DISTILLATION_PROFILES["sdft"], decay=1, hindsight=_SOLUTION),
+        # Set the model. With groups of 2, one of them the row's own response (group.offline), half is on-policy.
+        "gkd": TeachingOptions(
+            DISTILLATION_PROFILES["gkd"], model="teacher", decay=None, hindsight=HindsightOptions(())
+        ),
     }
 )

@@ -81,6 +81,12 @@ def test_a_teacher_lies_beside_every_program_and_has_one_of_its_own(recipe):
     for name, program in plain.items():
         more = counted[name]["resident_gib"] - program["resident_gib"]
         assert more == pytest.approx(4 * DECODER / 8 / 2**30, rel=0.1, abs=2e-3), name
+    taught = recipe.read_text()
+    recipe.write_text(taught.replace("TeachingOptions(hind", 'TeachingOptions(model="small", decay=None, hind'))
+    other = {program["name"]: program for program in plan_recipe(recipe, "h100:8")["programs"]}
+    assert other["grpo.teacher"]["model_flops"] > 10 * counted["grpo.teacher"]["model_flops"]
+    assert other["grpo.teacher"]["arguments_gib"] > 2 * counted["grpo.teacher"]["arguments_gib"]
+    recipe.write_text(taught)
     compiled = {program["name"]: program for program in plan_recipe(recipe, "v6e:2x4")["programs"]}
     assert compiled["grpo.teacher"]["fits"] and compiled["grpo.update"]["fits"]
 

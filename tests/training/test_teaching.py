@@ -24,6 +24,7 @@ from jvlmm.rollout.engine import Engine, RolloutOptions
 from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.advantage_estimator import AdvantageEstimator
+from jvlmm.training.completions import group_log_probs
 from jvlmm.training.experience import Gatherer, GroupOptions
 from jvlmm.training.hindsight_writing import HindsightOptions, HindsightWriter
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
@@ -70,7 +71,7 @@ def make(params, config, tokenizer, rewards):
 
     programs = {}
 
-    def make(options=None, reward="vowels", freeze=TOWER, **update):
+    def make(options=None, reward="vowels", freeze=TOWER, other=None, **update):
         optimizer = make_optimizer(OptimizerOptions(1e-3, schedule="constant", freeze=freeze), 10, tuple(params))
         lesson = None if options is None else options.lesson
         if (lesson, freeze) not in programs:
@@ -84,6 +85,7 @@ def make(params, config, tokenizer, rewards):
             hindsight=HindsightWriter(options.hindsight, tokenizer, RULES),
             temperature=SAMPLING.temperature,
             trained=lambda params: {name: params[name] for name in params if name not in freeze},
+            other=other,
             record=lambda step, of_step: records.append((step, of_step)),
             **shared,
         )
@@ -236,6 +238,32 @@ def test_other_teachers_stay_or_follow_in_leaps(make, prompts, params, decay, ev
             assert apart(state.teacher, {name: now[name] for name in state.teacher}) == 0
 
 
+def test_another_model_teaches_with_its_own_words_of_those_that_the_student_has(make, prompts, config, params):
+    """One with four more rows in its head, which no token has; it is told nothing."""
+    wider = replace(config, text=replace(config.text, vocab_size=config.text.vocab_size + 4))
+    head = params["decoder"]["embed"]["embedding"]
+    rows = np.concatenate([head, 9 * np.ones((4, head.shape[1]), head.dtype)])
+    theirs = {**params, "decoder": {**params["decoder"], "embed": {"embedding": rows}}}
+    theirs = jax.tree.map(lambda x: 1.1 * x, theirs)
+    state, step = make(replace(TEACHING_PROFILES["gkd"], lesson=VISDConfig(top_k=4)), other=(wider, theirs))
+    assert state.teacher is None
+    experience = step.gatherer.gather(state.params, prompts, step.more, 0)
+    batches = step._batches(experience, state.params)
+    (batch,), figures = step.teaching.teach(batches, experience.groups, state.params, None, 1, 1)
+    assert figures["teacher/known"] == 0 and batch.teacher.known.all()
+    own = {**theirs, "decoder": {**theirs["decoder"], "embed": {"embedding": rows[: len(head)] * 1.1}}}
+    whole = collate_groups(
+        [group.prompt.sequence for group in experience.groups],
+        [group.rollouts for group in experience.groups],
+        BATCH,
+        config,
+        max_tokens=SAMPLING.max_tokens,
+    )
+    expected = jax.jit(lambda own: group_log_probs(own, config, whole, temperature=SAMPLING.temperature))(own)
+    np.testing.assert_allclose(batch.teacher.log_probs, expected, atol=2e-4)
+    assert batch.teacher.ids.max() < len(head)
+
+
 @pytest.mark.parametrize("profile", ["sdft", "sdpo"])
 def test_distillation_needs_no_rewards(make, prompts, profile):
     """Of rewards that are all equal a sibling is no better, so only feedback and demonstrations remain."""
@@ -278,6 +306,8 @@ def test_a_sibling_is_the_best_other_rollout(group, tokenizer):
     [
         (lambda: TeachingOptions(decay=1.5), "teaching.decay=1.5"),
         (lambda: TeachingOptions(every=0), "teaching.every=0"),
+        (lambda: TeachingOptions(model="m"), "teaching.model='m' and teaching.decay=0.99"),
+        (lambda: TeachingOptions(hindsight=HindsightOptions(())), "hindsight.lines is empty"),
         (lambda: TeachingOptions(decay=1.0, every=5), "teaching.every=5"),
         (lambda: HindsightOptions(("gossip",)), "hindsight.lines="),
         (lambda: HindsightOptions(max_tokens=0), "hindsight.max_tokens=0"),
