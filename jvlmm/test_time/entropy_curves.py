@@ -10,7 +10,7 @@ from jvlmm.errors import ConfigError
 
 _Z = 1.959964  # of 95 % under the normal distribution
 _WINDOW = 9  # tokens of the centred running mean that peak and end are read from
-_LEAST = 1e-3  # nats: below it a curve is flat, and ratios mean nothing
+_LEAST = 1e-3  # nats: what is lower counts as this in a ratio
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,11 @@ class CurveTarget:
 
         Logarithms count half and twice of a wanted ratio alike. ConfigError where the plain curve is flat at 0.
         """
-        if min(plain.peak, plain.end) < _LEAST:
+        if plain.peak < _LEAST:
             raise ConfigError(
-                f"plain decoding has entropies of {plain.peak:.4f} nats at the peak and {plain.end:.4f} at the end; "
-                "there is nothing to lower, so leave V-Reason off for this model"
+                f"plain decoding has an entropy of {plain.peak:.4f} nats at its peak; there is nothing to lower, so "
+                "leave V-Reason off for this model"
             )
-        peak, end = max(steered.peak, _LEAST) / plain.peak, max(steered.end, _LEAST) / plain.end
+        ratio = lambda of, to: max(of, _LEAST) / max(to, _LEAST)  # noqa: E731
+        peak, end = ratio(steered.peak, plain.peak), ratio(steered.end, plain.end)
         return math.hypot(math.log(peak / self.peak), math.log(end / self.end))
