@@ -70,7 +70,8 @@ def show_calibration(result: Result) -> None:
     columns = ("lr", "beta", "k", "peak", "end", "output_tokens", "finished_rate", "skipped_updates", "distance")
     rows = [[f"{row[columns[0]]:g}", *(row[column] for column in columns[1:])] for row in result["sweep"]]
     print(text_table(columns, rows))
-    print(f"plain decoding: peak {result['plain']['peak']:.3f}, end {result['plain']['end']:.3f} nats")
+    plain = result["plain"]
+    print(f"plain decoding: peak {plain['peak']:.3f}, end {plain['end']:.3f} nats, distance {plain['distance']:.3f}")
     print(f"chosen: {' '.join(f'{name}={value:g}' for name, value in result['chosen'].items())}")
     print(f"written to {result['path']}; curves: jvlmm vreason plot {' '.join(result['traces'])}")
 

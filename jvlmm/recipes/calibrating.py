@@ -1,6 +1,7 @@
 """The calibration stage: V-Reason's options from questions without answers, by the entropy of what is written."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -24,6 +25,8 @@ from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.test_time.entropy_curves import Curve, CurveTarget, curve_of
 from jvlmm.test_time.vreason import VReasonOptions
 from jvlmm.test_time.vreason_controller import VReason
+
+_MOVED = 0.95  # of the plain curve's distance: above it a candidate changes next to nothing
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Calibrate:
             off = replace(self.vreason, trace=True, mode="off", lite=None)
             responses = _answers(generator, off, examples)
             plain = curve_of(_entropies(responses))
+            start = self.target.distance(plain, plain)
             _write_traces(run.workdir / f"traces/{self.name}.plain.jsonl", responses)
             best, best_responses, rows = None, [], []
             for number, options in enumerate(candidates, start=1):
@@ -95,15 +99,27 @@ class Calibrate:
                 f"stage {self.name!r}: every candidate had steps that were not finite; give lower values of lr"
             )
         _write_traces(run.workdir / f"traces/{self.name}.jsonl", best_responses)
+        if best[0] > _MOVED * start:
+            print(hardly_message(best[0], start), file=sys.stderr, flush=True)
         return self._written(run.workdir, replace(best[1], trace=self.vreason.trace), plain, rows)
 
     def _written(self, workdir: Path, chosen: VReasonOptions, plain: Curve, rows: list[dict]) -> dict[str, Any]:
         (workdir / f"{self.name}.json").write_text(to_json(chosen), encoding="utf-8")
-        base = {"peak": round(plain.peak, 4), "end": round(plain.end, 4), "questions": plain.questions}
+        distance = self.target.distance(plain, plain)
+        base = {"peak": round(plain.peak, 4), "end": round(plain.end, 4), "distance": round(distance, 4)}
+        base |= {"questions": plain.questions}
         found = {"chosen": {name: getattr(chosen, name) for name in ("lr", "beta", "k")}, "plain": base, "sweep": rows}
         (workdir / f"{self.name}.sweep.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
         traces = [f"traces/{self.name}.plain.jsonl", f"traces/{self.name}.jsonl"]
         return {"path": f"{self.name}.json", "traces": traces, **found}
+
+
+def hardly_message(distance: float, plain: float) -> str:
+    """One line for a user whose best candidate is hardly better than plain decoding."""
+    return (
+        f"V-Reason hardly moves the entropy of this model: distance {distance:.3f}, plain decoding {plain:.3f}; "
+        "try higher values of lr, and k=1"
+    )
 
 
 def unlabelled(examples: Sequence[Example]) -> Sequence[Example]:

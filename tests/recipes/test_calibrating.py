@@ -47,6 +47,7 @@ def test_the_distance_is_0_at_the_target_and_counts_half_and_twice_alike():
     assert of(0.8, 0.4) == pytest.approx(0)
     assert of(0.8, 0.2) == pytest.approx(of(0.8, 0.8)) == pytest.approx(math.log(2))
     assert of(0.8, 0.0) < math.inf
+    assert target.distance(plain, plain) == pytest.approx(math.hypot(math.log(0.8), math.log(0.4)))
     with pytest.raises(ConfigError, match="nothing to lower"):
         target.distance(plain, curve_of([[0.0] * 40]))
 
