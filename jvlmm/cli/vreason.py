@@ -82,7 +82,9 @@ def plot(args: argparse.Namespace) -> Result:
     from jvlmm.recipes.steering import entropy_chart, read_entropies
     from jvlmm.test_time.entropy_curves import curve_of
 
-    curves = {path.removesuffix(".jsonl"): curve_of(read_entropies(path)) for path in args.traces}
+    stems = [Path(path).stem for path in args.traces]
+    names = stems if len(set(stems)) == len(stems) else args.traces
+    curves = {name: curve_of(read_entropies(path)) for name, path in zip(names, args.traces, strict=True)}
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(entropy_chart(curves), encoding="utf-8")

@@ -1,12 +1,13 @@
 """Curves with bands as an SVG file, which any browser shows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 _WIDTH, _HEIGHT = 720, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 44, 52  # margins
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 48, 52  # margins
+_ROW = 16  # height of a row of the legend
 _COLOURS = ("#3b6fb6", "#d1603d", "#3f8f5b", "#8b5fb0", "#b08a2e", "#5f6b76")
 
 
@@ -25,7 +26,9 @@ def line_chart(lines: Mapping[str, Line], title: str, x_label: str, y_label: str
     x_ticks, y_ticks = _ticks(last), _ticks(top)
     top = max(top, y_ticks[-1])
     x_of = lambda x: _LEFT + (x - 1) / max(last - 1, 1) * (_WIDTH - _LEFT - _RIGHT)  # noqa: E731
-    y_of = lambda y: _HEIGHT - _BOTTOM - max(y, 0.0) / top * (_HEIGHT - _TOP - _BOTTOM)  # noqa: E731
+    places = _legend(lines)
+    above = _TOP + _ROW * places[-1][1]
+    y_of = lambda y: _HEIGHT - _BOTTOM - max(y, 0.0) / top * (_HEIGHT - above - _BOTTOM)  # noqa: E731
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
         'font-size="12" fill="#333">',
@@ -40,14 +43,24 @@ def line_chart(lines: Mapping[str, Line], title: str, x_label: str, y_label: str
         parts.append(_text(_LEFT - 8, y + 4, f"{tick:g}", 'text-anchor="end"'))
     for tick in (max(tick, 1) for tick in x_ticks):
         parts.append(_text(x_of(tick), _HEIGHT - _BOTTOM + 18, f"{tick:g}", 'text-anchor="middle"'))
-    legend = _LEFT
-    for number, (name, line) in enumerate(lines.items()):
+    for number, ((name, line), (x, row)) in enumerate(zip(lines.items(), places, strict=True)):
         colour = _COLOURS[number % len(_COLOURS)]
         parts += _drawn(line, colour, x_of, y_of)
-        parts.append(f'<path d="M{legend} 32h18" stroke="{colour}" stroke-width="3"/>')
-        parts.append(_text(legend + 24, 36, name))
-        legend += 44 + 7 * len(name)
+        parts.append(f'<path d="M{x} {32 + _ROW * row}h18" stroke="{colour}" stroke-width="3"/>')
+        parts.append(_text(x + 24, 36 + _ROW * row, name))
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _legend(names: Iterable[str]) -> list[tuple[int, int]]:
+    """(x, row) of each name, by a guess at its width."""
+    places, x, row = [], _LEFT, 0
+    for name in names:
+        width = 44 + 7 * len(name)
+        if x > _LEFT and x + width > _WIDTH:
+            x, row = _LEFT, row + 1
+        places.append((x, row))
+        x += width
+    return places
 
 
 def _drawn(line: Line, colour: str, x_of, y_of) -> list[str]:

@@ -90,6 +90,13 @@ def test_the_chart_has_a_line_and_a_band_for_every_curve():
     )
 
 
+def test_a_long_legend_has_rows_and_stays_in_the_picture():
+    chart = ElementTree.fromstring(entropy_chart({f"a_rather_long_name_{n}": curve_of([[1.0]]) for n in range(6)}))
+    named = [node for node in chart.findall("{*}text") if "name" in node.text]
+    assert len(named) == 6 and len({node.attrib["y"] for node in named}) > 1
+    assert all(float(node.attrib["x"]) + 7 * len(node.text) < 720 for node in named)
+
+
 def test_what_is_no_trace_is_named(tmp_path):
     path = tmp_path / "x.jsonl"
     with pytest.raises(DataError, match="cannot be read"):
