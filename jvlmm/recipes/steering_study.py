@@ -37,14 +37,15 @@ class CompareSteering:
 
     `base` is plain decoding, `lite` the switch with V-Reason Lite. Intervals are Student's t at 95 % over the seeds: of
     the draws, not of the choice of questions. A gain is that over `base` with the same seed. Latency is the median
-    over questions of what `Prediction.latency_s` says, in untraced decoding. One more pass of each method with the
-    first seed is traced: `traces/NAME.METHOD.jsonl`, drawn as `NAME.svg`.
+    over questions of what `Prediction.latency_s` says, in untraced decoding. One more pass of each method, with the
+    first seed over the first `traced` questions, goes to `traces/NAME.METHOD.jsonl` and is drawn as `NAME.svg`.
     """
 
     name: str = "steering"
     model: str = ""  # a Hugging Face folder, or stage:NAME
     sources: tuple[Source, ...] = ()
     questions: int = 300  # the first so many that have a video
+    traced: int = 64
     seeds: int = 5  # sampling.seed and those after it
     methods: tuple[Method, ...] = get_args(Method)
     protocol: Protocol = "think"
@@ -59,10 +60,10 @@ class CompareSteering:
     def __post_init__(self) -> None:
         if "base" not in self.methods or len(set(self.methods)) != len(self.methods):
             raise ConfigError(f"stage {self.name!r}: methods={self.methods} must have base among them, and each once")
-        if self.seeds < 2 or self.questions < 1:
+        if self.seeds < 2 or self.questions < 1 or self.traced < 1:
             raise ConfigError(
-                f"stage {self.name!r}: seeds={self.seeds}, questions={self.questions}: need 2 seeds or more, for an "
-                "interval, and a question"
+                f"stage {self.name!r}: seeds={self.seeds}, questions={self.questions}, traced={self.traced}: need 2 "
+                "seeds or more, for an interval, and a question or more"
             )
         if self.sampling.temperature == 0:
             raise ConfigError(f"stage {self.name!r}: sampling.temperature=0 makes all seeds alike; raise it")
@@ -90,7 +91,7 @@ class CompareSteering:
             for number, method in enumerate(self.methods, start=1):
                 traced = generator.steered(control_of(method, options, trace=True))
                 with SteeringLog(run.workdir / f"traces/{self.name}.{method}.jsonl") as log:
-                    for response in traced.generate(examples):
+                    for response in traced.generate(examples[: self.traced]):
                         log(response)
                 progress(self.seeds * len(self.methods) + number, total, {})
         return self._written(run, options, runs, len(examples))
