@@ -25,6 +25,8 @@ VERBS = (
     "convert from-hf",
     "convert to-hf",
     "plan",
+    "vreason calibrate",
+    "vreason plot",
     "bench model",
     "bench grpo",
     "bench visd",

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from jvlmm.cli.main import main
 from jvlmm.data.bpe import train_tokenizer
+from jvlmm.data.moving_shapes.reading import Questions
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
 from jvlmm.models.huggingface import save_checkpoint
@@ -183,6 +184,10 @@ def test_generate_takes_files_in_the_order_given_within_the_budget_of_the_checkp
         (["eval", "--model", "MODEL", "--data", "DATA", "--vreason", "--lite", "vreason.lite.ratio=1"], "lite.ratio=1"),
         (["eval", "--model", "MODEL", "--data", "DATA", "--vreason-file", "x.json"], "add --vreason"),
         (["eval", "--model", "MODEL", "--data", "DATA", "--vreason", "--vreason-file", "x.json"], "x.json"),
+        (["vreason", "calibrate", "--model", "MODEL", "--data", "DATA", "--out", "x.txt"], "x.txt"),
+        (["vreason", "calibrate", "--model", "MODEL", "--data", "DATA", "k=0"], "vreason.k=0"),
+        (["vreason", "calibrate", "--model", "MODEL", "--data", "DATA", "lr="], "lr=()"),
+        (["vreason", "plot", "no-such.jsonl"], "no-such.jsonl"),
         (["convert", "from-hf", "no-such-model", "OUT"], "no-such-model"),
         (["convert", "to-hf", "no-such-folder", "OUT", "--like", "MODEL"], "no-such-folder"),
     ],
@@ -235,6 +240,30 @@ def test_eval_with_vreason_keeps_its_options_and_traces(model, dataset, tmp_path
     traces = [json.loads(line) for line in (tmp_path / "traces" / "eval.jsonl").read_text().splitlines()]
     assert len(traces) == seen["questions"]
     assert all(len(trace["alpha"]) == len(trace["entropy"]) for trace in traces)
+
+
+def test_a_calibration_is_blind_to_answers_and_eval_takes_it(model, dataset, tmp_path, result, monkeypatch):
+    """Answers changed for others leave every figure as it is; the file and the traces go where they are used."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["vreason", "calibrate", "--model", model, "--data", dataset, "--split", "test", "questions=3"]
+    arguments += ["lr=0.003,0.03", "beta=0.9", "k=2", "vreason.b1=0", "sampling.max_tokens=12"]
+    arguments += ["vision.frames.num_frames=4", "batch_size=4", "vision.workers=0"]
+    found = result(*arguments, "--out", "vreason.json")
+    assert [row["lr"] for row in found["sweep"]] == [0.003, 0.03] and found["plain"]["questions"] == 3
+    best = min(found["sweep"], key=lambda row: row["distance"])
+    assert found["chosen"] == {"lr": best["lr"], "beta": 0.9, "k": 2}
+    written = json.loads(Path("vreason.json").read_text())
+    assert (written["lr"], written["b1"], written["trace"]) == (best["lr"], 0.0, False)
+    drawn = result("vreason", "plot", *found["traces"], "--out", "curves.svg")
+    assert len(drawn["curves"]) == 2 and Path("curves.svg").read_text().startswith("<svg")
+    figures = result(
+        *("eval", "--model", model, "--data", dataset, "--limit", "1", "sampling.max_tokens=2", "--vreason"),
+        *("--vreason-file", "vreason.json", "vision.frames.num_frames=4"),
+    )
+    assert figures["manifest"]["control"]["vreason"]["lr"] == best["lr"]
+    other = lambda self, index, read=Questions.__getitem__: replace(read(self, index), answer="X", meta={})  # noqa: E731
+    monkeypatch.setattr(Questions, "__getitem__", other)
+    assert result(*arguments, "--out", "again.json")["sweep"] == found["sweep"]
 
 
 def test_weights_survive_the_way_to_orbax_and_back(model, tmp_path, result):

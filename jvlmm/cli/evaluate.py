@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
+from jvlmm.cli.steering import add_vreason, asked
 from jvlmm.cli.verb import Result, add_overrides, add_verb
-from jvlmm.cli.vreason import add_vreason, asked
 
 
 def add_parser(verbs: Any) -> None:

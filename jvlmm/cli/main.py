@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jvlmm import __version__
-from jvlmm.cli import bench, convert, data, evaluate, generate, plan, run
+from jvlmm.cli import bench, convert, data, evaluate, generate, plan, run, vreason
 from jvlmm.errors import JvlmmError
 
-VERBS = (run, evaluate, generate, data, convert, plan, bench)
+VERBS = (run, evaluate, generate, data, convert, plan, vreason, bench)
 
 
 def build_parser() -> argparse.ArgumentParser:

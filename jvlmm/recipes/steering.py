@@ -1,10 +1,16 @@
-"""What a decode-time controller did over an evaluation: figures, and traces of every question."""
+"""What a decode-time controller did over some questions: figures, traces of each, and curves of these."""
 
 import json
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from jvlmm.data.example import Example
+from jvlmm.errors import ConfigError, DataError
+from jvlmm.reporting.line_chart import Line, line_chart
 from jvlmm.rollout.generator import Response
+from jvlmm.test_time.entropy_curves import Curve
 
 
 class SteeringLog:
@@ -55,3 +61,32 @@ class SteeringLog:
 def off_message(without_video: int) -> str:
     """One line for a user whose questions it left alone."""
     return f"V-Reason was off in {without_video} question(s), whose prompts have no video tokens"
+
+
+def with_video(examples: Iterable[Example], limit: int) -> list[Example]:
+    """The first `limit` questions that have a video, which alone V-Reason steers. ConfigError where none has."""
+    found = list(islice((row for row in examples if any(media.type == "video" for media in row.media)), limit))
+    if not found:
+        raise ConfigError("no question has a video, and without one V-Reason is off; give questions about videos")
+    return found
+
+
+def read_entropies(path: str | Path) -> list[list[float]]:
+    """The entropies of every answer of a file of traces. DataError where it cannot be read or holds something else."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); pass a file of traces/") from error
+    try:
+        found = [[float(value) for value in json.loads(line)["entropy"]] for line in lines if line.strip()]
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{path}: is no file of traces; pass what vreason.trace=true leaves in traces/") from None
+    if not all(found) or not found:
+        raise DataError(f"{path}: has no traced answers; pass what vreason.trace=true leaves in traces/")
+    return found
+
+
+def entropy_chart(curves: Mapping[str, Curve]) -> str:
+    """An SVG of mean entropies with their 95 % bands, by name."""
+    lines = {name: Line(curve.mean.tolist(), curve.half_width.tolist()) for name, curve in curves.items()}
+    return line_chart(lines, "Entropy while answering, mean and 95 % band", "token of the answer", "nats")

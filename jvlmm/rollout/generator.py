@@ -115,6 +115,11 @@ class Generator:
         self.control = control
         self._banned = jax.device_put(banned_tokens(self.config, processor.tokenizer.length))
 
+    def steered(self, control: Controller, options: SamplingOptions | None = None) -> "Generator":
+        """The same model and processor under another controller, and other sampling where it is given."""
+        options = options or self.options
+        return Generator(self.params, self.processor, options, self.batch, self.pipeline, control)
+
     def generate(self, examples: Sequence[Example]) -> list[Response]:
         """A response for every example, in their order; one that cannot be asked has an `error`."""
         responses = dict(self.stream(examples))
