@@ -1,4 +1,4 @@
-"""Decoding with V-Reason and without: the same prompts, programs of the same loop, in one process."""
+"""Decoding with V-Reason and without: the same prompts, programs of the same loop."""
 
 import json
 from dataclasses import asdict, dataclass

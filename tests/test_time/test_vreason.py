@@ -55,10 +55,10 @@ def test_the_closed_form_is_the_gradient_and_is_orthogonal_to_what_it_moves(sign
     values, delta, weights, scores = toy(seed)
     arguments = values, weights, scores, jnp.float32(sign)
     found, expected = closed_gradient(delta, *arguments), jax.grad(loss_of)(delta, *arguments)
-    scale = float(jnp.abs(expected).max())
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * max(scale, 1e-3))
+    near = 1e-5 * float(jnp.abs(expected).max()) + 1e-6  # near equal chances log p + H is left of larger numbers
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=near)
     along = jnp.sum(found * (values + delta), axis=-1)
-    np.testing.assert_allclose(along, 0, atol=1e-5 * max(scale, 1e-3))
+    np.testing.assert_allclose(along, 0, atol=near)
     assert bool(jnp.isfinite(expected).all()) and not found[:, -1].any()
 
 
