@@ -68,6 +68,6 @@ def _costs(seconds, facts, workload: SteeredWorkload) -> list[dict[str, object]]
     costs = [measure(names[side], tokens[side] / tokens["plain"], "ratio") for side in steered]
     costs += [measure(f"prefill_cost_{side}", prefill[side] / prefill["plain"], "ratio") for side in steered]
     steps = workload.new_tokens - 1
-    costs += [measure(f"{side}_token", tokens[side] / steps, "s") for side in SIDES]
+    costs += [measure(f"{side}_token", 1e3 * tokens[side] / steps, "ms") for side in SIDES]
     costs += [measure(f"{side}_prefill", prefill[side], "s") for side in SIDES]
     return costs + [measure(f"{side}_cache", facts[side]["cache_bytes"], "bytes") for side in ("plain", "lite")]
