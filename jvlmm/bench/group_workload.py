@@ -24,6 +24,11 @@ class GroupWorkload:
     height: int = 280
     width: int = 392
 
+    @property
+    def flags(self) -> str:
+        """On the command line."""
+        return f"--prompt {self.prompt} --completion {self.completion} --group {self.group}"
+
     def check(self, config: ModelConfig) -> None:
         """BenchError for a size that is too small."""
         frames = self._frame_tokens(config)

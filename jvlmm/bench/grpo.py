@@ -8,7 +8,7 @@ from typing import Any
 from jvlmm.bench.group_workload import GroupWorkload
 from jvlmm.bench.hardware import describe
 from jvlmm.bench.process import BenchError, WorkerProcess
-from jvlmm.bench.rounds import Seconds, check_preset, in_rounds, measure, write_model
+from jvlmm.bench.rounds import Seconds, check_preset, check_repeats, in_rounds, measure, write_model
 from jvlmm.models.presets import PRESETS
 from jvlmm.sharding.accelerators import accelerator_of
 
@@ -37,9 +37,7 @@ def run(
     check_preset(preset)
     config, workload = PRESETS[preset], workload or GroupWorkload()
     workload.check(config)
-    for name, value in (("threads", threads), ("rounds", rounds)):
-        if value < 1:
-            raise BenchError(f"--{name} {value} is too small; give at least 1")
+    check_repeats(threads, rounds)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_model(folder, preset)
@@ -48,10 +46,7 @@ def run(
     return {
         "bench": "grpo",
         "hardware": describe(threads, facts["shared"]["device_kind"]),
-        "command": (
-            f"jvlmm bench grpo --preset {preset} --prompt {workload.prompt} --completion "
-            f"{workload.completion} --group {workload.group} --threads {threads} --rounds {rounds} --json"
-        ),
+        "command": f"jvlmm bench grpo --preset {preset} {workload.flags} --threads {threads} --rounds {rounds} --json",
         "preset": preset,
         "rounds": rounds,
         "sizes": workload.sizes(config),

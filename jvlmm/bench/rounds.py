@@ -15,6 +15,13 @@ def check_preset(preset: str) -> None:
         raise BenchError(f"--preset {preset!r} is not known; choose one of {', '.join(PRESETS)}")
 
 
+def check_repeats(threads: int, rounds: int) -> None:
+    """BenchError where there is nothing to measure with, or nothing to measure."""
+    for name, value in (("threads", threads), ("rounds", rounds)):
+        if value < 1:
+            raise BenchError(f"--{name} {value} is too small; give at least 1")
+
+
 def write_model(folder: Path, preset: str) -> None:
     """Random weights as a float32 checkpoint, for both sides to read."""
     import jax

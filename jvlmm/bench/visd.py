@@ -8,7 +8,7 @@ from typing import Any
 from jvlmm.bench.group_workload import GroupWorkload
 from jvlmm.bench.hardware import describe
 from jvlmm.bench.process import BenchError, WorkerProcess
-from jvlmm.bench.rounds import check_preset, in_rounds, measure, write_model
+from jvlmm.bench.rounds import check_preset, check_repeats, in_rounds, measure, write_model
 from jvlmm.models.presets import PRESETS
 
 _SIDE = "taught"
@@ -32,9 +32,7 @@ def run(
     check_preset(preset)
     config, workload = PRESETS[preset], workload or GroupWorkload()
     workload.check(config)
-    for name, value in (("threads", threads), ("rounds", rounds)):
-        if value < 1:
-            raise BenchError(f"--{name} {value} is too small; give at least 1")
+    check_repeats(threads, rounds)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_model(folder, preset)
@@ -50,10 +48,7 @@ def run(
     return {
         "bench": "visd",
         "hardware": describe(threads, kind),
-        "command": (
-            f"jvlmm bench visd --preset {preset} --prompt {workload.prompt} --completion {workload.completion} "
-            f"--group {workload.group} --threads {threads} --rounds {rounds} --json"
-        ),
+        "command": f"jvlmm bench visd --preset {preset} {workload.flags} --threads {threads} --rounds {rounds} --json",
         "preset": preset,
         "rounds": rounds,
         "sizes": workload.sizes(config),

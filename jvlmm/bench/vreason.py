@@ -8,7 +8,7 @@ from typing import Any
 
 from jvlmm.bench.hardware import describe
 from jvlmm.bench.process import BenchError, WorkerProcess
-from jvlmm.bench.rounds import check_preset, in_rounds, measure, write_model
+from jvlmm.bench.rounds import check_preset, check_repeats, in_rounds, measure, write_model
 from jvlmm.bench.steered import CONTROLLERS, SteeredWorkload, tail_share
 from jvlmm.models.presets import PRESETS
 
@@ -30,9 +30,7 @@ def run(
     check_preset(preset)
     workload = workload or SteeredWorkload()
     workload.check()
-    for name, value in (("threads", threads), ("rounds", rounds)):
-        if value < 1:
-            raise BenchError(f"--{name} {value} is too small; give at least 1")
+    check_repeats(threads, rounds)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
         write_model(folder, preset)

@@ -64,16 +64,19 @@ def bench_vreason(args: argparse.Namespace) -> Result:
 
 
 def bench_grpo(args: argparse.Namespace) -> Result:
-    from jvlmm.bench.group_workload import GroupWorkload
     from jvlmm.bench.grpo import run
 
-    workload = GroupWorkload(args.prompt, args.completion, args.group)
-    return run(args.preset, workload, threads=args.threads, rounds=args.rounds)
+    return bench_group(args, run)
 
 
 def bench_visd(args: argparse.Namespace) -> Result:
-    from jvlmm.bench.group_workload import GroupWorkload
     from jvlmm.bench.visd import run
+
+    return bench_group(args, run)
+
+
+def bench_group(args: argparse.Namespace, run: Callable[..., Result]) -> Result:
+    from jvlmm.bench.group_workload import GroupWorkload
 
     workload = GroupWorkload(args.prompt, args.completion, args.group)
     return run(args.preset, workload, threads=args.threads, rounds=args.rounds)

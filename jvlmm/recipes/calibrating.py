@@ -15,11 +15,11 @@ from jvlmm.data.loader import PipelineOptions
 from jvlmm.data.prompts import Style
 from jvlmm.data.rejections import Rejections
 from jvlmm.errors import ConfigError
+from jvlmm.recipes.answering import generator_of
 from jvlmm.recipes.recipe import Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.recipes.steering import SteeringLog, with_video
 from jvlmm.reporting.progress import Progress
-from jvlmm.rollout.checkpoint import load_generator
 from jvlmm.rollout.generator import Generator, Response
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.test_time.entropy_curves import Curve, CurveTarget, curve_of
@@ -72,15 +72,7 @@ class Calibrate:
     def run(self, run: Run) -> dict[str, Any]:
         examples = with_video(unlabelled(open_sources(run, self.sources, Rejections(None))), self.questions)
         folder, candidates = run.resolve(self.model), self.candidates()
-        with self.vision.decoder() as decoder, Progress(self.name, show=("distance",)) as progress:
-            generator = load_generator(
-                folder,
-                decoder,
-                self.vision.processor(self.protocol, self.length_buckets[-1], folder),
-                self.sampling,
-                self.vision.batch(self.batch_size, self.length_buckets),
-                self.pipeline,
-            )
+        with generator_of(self, folder) as generator, Progress(self.name, show=("distance",)) as progress:
             off = replace(self.vreason, trace=True, mode="off", lite=None)
             responses = _answers(generator, off, examples)
             plain = curve_of(_entropies(responses))

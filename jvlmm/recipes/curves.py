@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from jvlmm.errors import ConfigError
+from jvlmm.evaluation.metrics import mean_half_width
 from jvlmm.recipes.recipe import Run
 from jvlmm.reporting.tables import text_table
 
@@ -66,9 +66,8 @@ def compared(steps: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int
     drawn = chance.integers(0, seeds, (_RESAMPLES, seeds))
     ratios = [reached(steps, second[of].mean(0), first[of].mean(0)[-1]) / steps[-1] for of in drawn]
     low, high = np.quantile(ratios, (0.025, 0.975), method="nearest")
-    widths = [stats.t.ppf(0.975, seeds - 1) * x.std(0, ddof=1) / np.sqrt(seeds) for x in (first, second)]
-    columns = {"first": first.mean(0), "first_half_width": widths[0]}
-    columns |= {"second": second.mean(0), "second_half_width": widths[1]}
+    columns = {"first": first.mean(0), "first_half_width": mean_half_width(first)}
+    columns |= {"second": second.mean(0), "second_half_width": mean_half_width(second)}
     ratio = reached(steps, second.mean(0), first.mean(0)[-1]) / steps[-1]
     return {
         "ratio": _finite(ratio),

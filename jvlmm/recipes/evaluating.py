@@ -14,12 +14,12 @@ from jvlmm.data.rejections import Rejections
 from jvlmm.evaluation.evaluate import Protocol, evaluate
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import for_inference
+from jvlmm.recipes.answering import generator_of
 from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.recipes.steering import SteeringLog, off_message
 from jvlmm.reporting.progress import Progress
 from jvlmm.rollout.ahead import AbstractGeneration
-from jvlmm.rollout.checkpoint import load_generator
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.test_time.vreason import VReasonOptions
@@ -48,16 +48,8 @@ class Evaluate:
         rejections = Rejections(None)
         examples = open_sources(run, self.sources, rejections)
         steering = SteeringLog(run.workdir / f"traces/{self.name}.jsonl")
-        with self.vision.decoder() as decoder, Progress(self.name, show=()) as progress, steering:
-            generator = load_generator(
-                folder,
-                decoder,
-                self.vision.processor(self.protocol, self.length_buckets[-1], folder),
-                self.sampling,
-                self.vision.batch(self.batch_size, self.length_buckets),
-                self.pipeline,
-                self._control(),
-            )
+        answering, progress = generator_of(self, folder, self._control()), Progress(self.name, show=())
+        with answering as generator, progress, steering:
             figures = evaluate(
                 generator,
                 examples,

@@ -20,7 +20,7 @@ from jvlmm.sharding.rules import laid_out
 from jvlmm.training.completions import group_log_probs, teacher_words
 from jvlmm.training.estimate import update_estimate
 from jvlmm.training.flops import decode_flops, group_flops, prefill_flops, vision_flops
-from jvlmm.training.policy_preparation import PreparedPolicy, other_model
+from jvlmm.training.policy_preparation import OtherModel, PreparedPolicy, other_model
 
 if TYPE_CHECKING:
     from jvlmm.recipes.reinforcing import GRPO
@@ -34,14 +34,16 @@ def policy_programs(stage: "GRPO", policy: PreparedPolicy, media: bool) -> Itera
     """
     state, base = policy.training.shapes, policy.base(policy.training.shapes.params)
     others = device_bytes(base) if stage.objective.beta and stage.lora is None else 0
+    other = None
     if stage.teaching is not None and stage.teaching.model:
-        others += device_bytes(other_model(model_shape(stage.teaching.model), policy).shapes)
+        other = other_model(model_shape(stage.teaching.model), policy)
+        others += device_bytes(other.shapes)
     if stage.teaching is not None and stage.teaching.has_weights:
         others += device_bytes(jax.tree.map(lambda x: x.update(dtype=jnp.float32), policy.trained(state.params)))
     frame = stage.vision.pixels.video_max_pixels // policy.config.vision.patch_size**2 if media else None
     beside = others + device_bytes(state if policy.converts else state.opt_state)
     yield from _rollout_programs(stage, policy, frame, beside)
-    yield from _update_programs(stage, policy, frame, others)
+    yield from _update_programs(stage, policy, frame, others, other)
 
 
 def _rollout_programs(stage: "GRPO", policy: PreparedPolicy, frame: int | None, beside: int) -> Iterator[Program]:
@@ -140,7 +142,10 @@ class _Update:
         return replace(whole, parameters=device_bytes(params), optimizer=0, gradients=0)
 
 
-def _update_programs(stage: "GRPO", policy: PreparedPolicy, frame: int | None, others: int) -> Iterator[Program]:
+def _update_programs(
+    stage: "GRPO", policy: PreparedPolicy, frame: int | None, others: int, other: OtherModel | None
+) -> Iterator[Program]:
+    """`other` is the model that teaches, where it is not the policy's own."""
     of, training, longest = _Update(stage, policy, frame, others), policy.training, stage.sampling.max_tokens
     old = stage.update.off_policy or stage.objective.kl_place == "reward"
     given = ["old_log_probs"] * old + ["reference_log_probs"] * bool(stage.objective.beta)
@@ -159,13 +164,12 @@ def _update_programs(stage: "GRPO", policy: PreparedPolicy, frame: int | None, o
         )
     if stage.teaching is not None:
         teacher, params = policy.config, of.params
-        if stage.teaching.model:
-            other = other_model(model_shape(stage.teaching.model), policy)
-            teacher, params = other.config, other.shapes
-        vocab = policy.config.text.vocab_size if stage.teaching.model else None
+        vocab = None
+        if other is not None:
+            teacher, params, vocab = other.config, other.shapes, policy.config.text.vocab_size
         words = jax.jit(partial(forward(teacher_words, top_k=top_k, places=longest, vocab=vocab), config=teacher))
         places = completion_places(stage.teaching.hindsight.max_tokens + longest)
-        read = partial(of.batch, places, media=bool(stage.teaching.model))
+        read = partial(of.batch, places, media=other is not None)
         starts = of.laid_out(jax.ShapeDtypeStruct((stage.update.rows, stage.group.size), jnp.int32))
         yield Program(
             f"{stage.name}.teacher",

@@ -7,7 +7,6 @@ from statistics import fmean, median
 from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy import stats
 
 from jvlmm.config import from_json, to_dict
 from jvlmm.data.example import Example
@@ -15,12 +14,13 @@ from jvlmm.data.loader import PipelineOptions
 from jvlmm.data.rejections import Rejections
 from jvlmm.errors import ConfigError
 from jvlmm.evaluation.evaluate import Protocol, evaluate
+from jvlmm.evaluation.metrics import mean_half_width
+from jvlmm.recipes.answering import generator_of
 from jvlmm.recipes.recipe import Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.recipes.steering import SteeringLog, entropy_chart, read_entropies, with_video
 from jvlmm.reporting.progress import Progress
 from jvlmm.reporting.tables import text_table
-from jvlmm.rollout.checkpoint import load_generator
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generator import Generator, Response
 from jvlmm.rollout.sampling import SamplingOptions
@@ -73,15 +73,7 @@ class CompareSteering:
         options, folder = self._options(run), run.resolve(self.model)
         runs: dict[Method, list[dict[str, float]]] = {method: [] for method in self.methods}
         total = (self.seeds + 1) * len(self.methods)
-        with self.vision.decoder() as decoder, Progress(self.name, show=()) as progress:
-            generator = load_generator(
-                folder,
-                decoder,
-                self.vision.processor(self.protocol, self.length_buckets[-1], folder),
-                self.sampling,
-                self.vision.batch(self.batch_size, self.length_buckets),
-                self.pipeline,
-            )
+        with generator_of(self, folder) as generator, Progress(self.name, show=()) as progress:
             for number in range(self.seeds):  # methods take turns, so that a machine's drift meets all of them
                 sampling = replace(self.sampling, seed=self.sampling.seed + number)
                 for method in self.methods:
@@ -153,16 +145,11 @@ def compared(runs: dict[Method, list[dict[str, float]]]) -> dict[str, dict[str, 
         accuracy = np.array([figures["accuracy"] for figures in of_seeds])
         figures = {
             "accuracy": accuracy.mean(),
-            "half_width": _half_width(accuracy),
+            "half_width": mean_half_width(accuracy),
             "gain": (accuracy - base).mean(),
-            "gain_half_width": _half_width(accuracy - base),
+            "gain_half_width": mean_half_width(accuracy - base),
             **{name: fmean(f[name] for f in of_seeds) for name in ("output_tokens", "finished_rate", "latency_s")},
         }
         of_each = {"accuracy_of_seeds": accuracy.round(4).tolist()}
         table[method] = {**{name: round(float(value), 4) for name, value in figures.items()}, **of_each}
     return table
-
-
-def _half_width(values: np.ndarray) -> float:
-    """Of the 95 % interval of the mean, Student's t."""
-    return stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))

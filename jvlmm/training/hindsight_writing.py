@@ -49,15 +49,13 @@ class HindsightWriter:
     options: HindsightOptions
     tokenizer: ChatTokenizer
     judge: Callable[[Any], Judge]
-    _figures: dict[str, float] = field(default_factory=dict)
 
     def blocks(self, groups: Sized[Group], params: Any) -> tuple[list[list[np.ndarray]], dict[str, float]]:
         """(int32 [n] for every rollout of every group, empty where nothing is known; figures).
 
         `teacher/leaks` is the share of rollouts that use words of the block.
         """
-        self._figures = {}
-        feedback = self._feedback(groups, params)
+        feedback, figures = self._feedback(groups, params)
         blocks = [
             [
                 block_tokens(self._hindsight(group, number, said), self.tokenizer, self.options.max_tokens)
@@ -67,25 +65,26 @@ class HindsightWriter:
         ]
         lengths = [len(block) for of_group in blocks for block in of_group]
         leaks = [any(word in text.lower() for word in LEAKS) for group in groups for text in group.texts]
-        self._figures["teacher/known"] = float(np.mean([length > 0 for length in lengths]))
-        self._figures["teacher/hindsight_tokens"] = float(np.mean(lengths))
-        self._figures["teacher/leaks"] = float(np.mean(leaks))
-        return blocks, self._figures
+        return blocks, figures | {
+            "teacher/known": float(np.mean([length > 0 for length in lengths])),
+            "teacher/hindsight_tokens": float(np.mean(lengths)),
+            "teacher/leaks": float(np.mean(leaks)),
+        }
 
-    def _feedback(self, groups: Sized[Group], params: Any) -> list[list[str]]:
-        """Of every rollout; "" where the judge said nothing."""
+    def _feedback(self, groups: Sized[Group], params: Any) -> tuple[list[list[str]], dict[str, float]]:
+        """(of every rollout, "" where the judge said nothing; figures)."""
         if "feedback" not in self.options.lines:
-            return [[""] * len(group.texts) for group in groups]
+            return [[""] * len(group.texts) for group in groups], {}
         begun = time.perf_counter()
         judge = self.judge(params)
         verdicts = judge([Case(group.prompt.example, text) for group in groups for text in group.texts])
-        self._figures["seconds/judge"] = time.perf_counter() - begun
-        self._figures["judge/failed"] = float(np.mean([verdict is None for verdict in verdicts]))
+        figures = {"seconds/judge": time.perf_counter() - begun}
+        figures["judge/failed"] = float(np.mean([verdict is None for verdict in verdicts]))
         for cause in CAUSES:
             found = [verdict is not None and verdict.cause == cause for verdict in verdicts]
-            self._figures[f"judge/{cause.replace(' ', '_') or 'no_error'}"] = float(np.mean(found))
+            figures[f"judge/{cause.replace(' ', '_') or 'no_error'}"] = float(np.mean(found))
         said = iter("" if verdict is None else verdict.advice for verdict in verdicts)
-        return [[next(said) for _ in group.texts] for group in groups]
+        return [[next(said) for _ in group.texts] for group in groups], figures
 
     def _hindsight(self, group: Group, number: int, feedback: str) -> Hindsight:
         lines, example = self.options.lines, group.prompt.example
