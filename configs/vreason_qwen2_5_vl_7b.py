@@ -1,7 +1,8 @@
-"""Qwen2.5-VL-7B answering with V-Reason, 16 frames a question, one question at a time on one device.
+"""Qwen2.5-VL-7B answering with V-Reason, 16 frames a question, one question at a time on one device or four.
 
     jvlmm run configs/vreason_qwen2_5_vl_7b.py --workdir runs/mine vreason.model=DIR vreason.sources.data.path=FILE
     jvlmm plan configs/vreason_qwen2_5_vl_7b.py --topology v6e:1x1
+    jvlmm plan configs/vreason_qwen2_5_vl_7b.py --topology v5e:2x2 vreason.mesh.data=1 vreason.mesh.tensor=4
 
 DIR is a Hugging Face folder of Qwen2.5-VL-7B-Instruct; FILE holds neutral records. Plain decoding is
 `vreason.vreason=none`, V-Reason Lite `vreason.vreason.lite.ratio=0.5`.

@@ -1,5 +1,6 @@
 """The keys and values of past tokens."""
 
+from dataclasses import fields
 from typing import Any
 
 import flax.struct
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from jvlmm.models.attention import attend, attend_with_weights
 from jvlmm.models.shared_prefix import attend_shared
+from jvlmm.sharding.rules import row_axes
 
 Stores = tuple[Any, Any]  # keys and values of a layer, or with a leading layer axis; tuples of one a layer elsewhere
 
@@ -139,6 +141,23 @@ def put(store: jax.Array, new: jax.Array, index: jax.Array | None, start: tuple)
 def of_layer(store: jax.Array, index: jax.Array | None) -> jax.Array:
     """A layer's store, out of stacked ones where there is an index."""
     return store if index is None else jax.lax.dynamic_index_in_dim(store, index, keepdims=False)
+
+
+def cache_axes(cache: KVCache | GroupCache) -> KVCache | GroupCache:
+    """The logical axes of every array: rows, and of keys and values the heads, are split."""
+    layers = () if isinstance(cache.keys, tuple) else (None,)
+
+    def of(name: str, value: Any) -> Any:
+        if not name.endswith(("keys", "values")):
+            return row_axes(value)
+        return jax.tree.map(lambda x: (*layers, *kv_head_axes(x.ndim - len(layers))), value)
+
+    return cache.replace(**{field.name: of(field.name, getattr(cache, field.name)) for field in fields(cache)})
+
+
+def kv_head_axes(ndim: int) -> tuple[str | None, ...]:
+    """Logical axes of an array [B, H_kv, …] of so many dimensions."""
+    return ("batch", "kv_heads", *(None,) * (ndim - 2))
 
 
 def cache_from_prompt(keys, values, segment_ids: jax.Array, capacity: int) -> KVCache:

@@ -1,17 +1,25 @@
 """How stages that ask questions open the model that answers them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+import jax
+from jax.sharding import AbstractMesh, Mesh
+
+from jvlmm.data.batch import BatchOptions
 from jvlmm.data.loader import PipelineOptions
 from jvlmm.data.prompts import Style
+from jvlmm.errors import ConfigError
 from jvlmm.recipes.sources import VisionOptions
 from jvlmm.rollout.checkpoint import load_generator
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generator import Generator
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.batches import row_shards
+from jvlmm.sharding.mesh import MeshOptions, make_mesh
+from jvlmm.sharding.rules import ShardingRules
 
 
 class Asking(Protocol):
@@ -23,18 +31,38 @@ class Asking(Protocol):
     length_buckets: tuple[int, ...]
     vision: VisionOptions
     pipeline: PipelineOptions
+    mesh: MeshOptions | None
+    rules: ShardingRules
 
 
 @contextmanager
 def generator_of(stage: Asking, folder: Path, control: Controller = PLAIN) -> Iterator[Generator]:
     """The model of a folder, asked as the stage says; what decodes media lives as long as the context."""
+    mesh = mesh_of(stage, jax.local_devices())
     with stage.vision.decoder() as decoder:
         yield load_generator(
             folder,
             decoder,
             stage.vision.processor(stage.protocol, stage.length_buckets[-1], folder),
             stage.sampling,
-            stage.vision.batch(stage.batch_size, stage.length_buckets),
+            batch_of(stage, mesh),
             stage.pipeline,
             control,
+            mesh,
+            stage.rules,
         )
+
+
+def mesh_of(stage: Asking, devices: Sequence[jax.Device] | int) -> Mesh | AbstractMesh:
+    """What answers, of these devices or of so many: all of them as the stage says, or the first one."""
+    if stage.mesh is None:
+        return make_mesh(MeshOptions(), 1 if isinstance(devices, int) else devices[:1])
+    mesh = make_mesh(stage.mesh, devices)
+    if mesh.shape["context"] > 1:
+        raise ConfigError("mesh.context splits rows, which are decoded whole: use tensor, data or fsdp to answer")
+    return mesh
+
+
+def batch_of(stage: Asking, mesh: Mesh | AbstractMesh) -> BatchOptions:
+    """The static shapes of batches of questions."""
+    return stage.vision.batch(stage.batch_size, stage.length_buckets, *row_shards(mesh, stage.rules))

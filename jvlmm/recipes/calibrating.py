@@ -22,6 +22,8 @@ from jvlmm.recipes.steering import SteeringLog, with_video
 from jvlmm.reporting.progress import Progress
 from jvlmm.rollout.generator import Generator, Response
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.mesh import MeshOptions
+from jvlmm.sharding.rules import ShardingRules
 from jvlmm.test_time.entropy_curves import Curve, CurveTarget, curve_of
 from jvlmm.test_time.vreason import VReasonOptions
 from jvlmm.test_time.vreason_controller import VReason
@@ -48,6 +50,8 @@ class Calibrate:
     length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)  # tokens of a prompt; the last is the limit
     vision: VisionOptions = field(default_factory=lambda: VisionOptions(cache_bytes=2**30))  # files are read again
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+    mesh: MeshOptions | None = None  # of the devices that answer, all of this host; None: the first one
+    rules: ShardingRules = field(default_factory=ShardingRules)
     lr: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     beta: tuple[float, ...] = (0.9, 0.95, 0.98)
     k: tuple[int, ...] = (1, 2)

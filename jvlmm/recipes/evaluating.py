@@ -14,7 +14,7 @@ from jvlmm.data.rejections import Rejections
 from jvlmm.evaluation.evaluate import Protocol, evaluate
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import for_inference
-from jvlmm.recipes.answering import generator_of
+from jvlmm.recipes.answering import batch_of, generator_of, mesh_of
 from jvlmm.recipes.recipe import Program, Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
 from jvlmm.recipes.steering import SteeringLog, off_message
@@ -22,6 +22,8 @@ from jvlmm.reporting.progress import Progress
 from jvlmm.rollout.ahead import AbstractGeneration
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.mesh import MeshOptions
+from jvlmm.sharding.rules import ShardingRules
 from jvlmm.test_time.vreason import VReasonOptions
 from jvlmm.test_time.vreason_controller import VReason
 from jvlmm.training.flops import decode_flops, prefill_flops
@@ -40,6 +42,8 @@ class Evaluate:
     length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)  # tokens of a prompt; the last is the limit
     vision: VisionOptions = field(default_factory=VisionOptions)
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+    mesh: MeshOptions | None = None  # of the devices that answer, all of this host; None: the first one
+    rules: ShardingRules = field(default_factory=ShardingRules)
     vreason: VReasonOptions | None = None  # steers the answers while they are written
 
     def run(self, run: Run) -> dict[str, Any]:
@@ -71,35 +75,35 @@ class Evaluate:
     def programs(
         self, config: ModelConfig, devices: Sequence[jax.Device] | int, platform: str, media: bool = True
     ) -> list[Program]:
-        """Prefill of the largest batch and the loop that decodes it, on the first device: generation has no mesh.
+        """Prefill of the largest batch and the loop that decodes it.
 
         The loop meets its arguments, weights and cache, once a token.
         """
-        config = for_inference(config, platform)
+        config, mesh = for_inference(config, platform), mesh_of(self, devices)
         frame = self.vision.pixels.video_max_pixels // config.vision.patch_size**2 if media else None
-        batch = abstract_batch(self.vision.batch(self.batch_size, self.length_buckets), config, frame)
+        batch = abstract_batch(batch_of(self, mesh), config, frame)
         control = PLAIN
         if media and self.vreason is not None:
             visual = self.vision.patch_buckets[-1] // config.vision.spatial_merge_size**2 // self.batch_size
             control = VReason(self.vreason).planned(self.length_buckets[-1], min(visual, self.length_buckets[-1]))
-        generation = AbstractGeneration(config, batch, self.sampling, frame or 0, control)
+        generation = AbstractGeneration(config, batch, self.sampling, mesh, self.rules, frame or 0, control)
         lengths = np.full(self.batch_size, self.length_buckets[-1])
         further = self.sampling.max_tokens - 1
         patches = self.vision.patch_buckets[-1] if media else 0
         prefill = Program(
             f"{self.name}.prefill",
-            lambda: generation.trace_prefill(devices[0]),
+            generation.trace_prefill,
             generation.estimate_prefill,
-            devices=1,
+            devices=mesh.size,
             samples=self.batch_size,
             model_flops=prefill_flops(config, lengths, patches, frame or 0),
             passes=1,
         )
         decode = Program(
             f"{self.name}.decode",
-            lambda: generation.trace_decode(devices[0]),
+            generation.trace_decode,
             generation.estimate_decode,
-            devices=1,
+            devices=mesh.size,
             samples=self.batch_size,
             model_flops=decode_flops(config, lengths, further),
             passes=further,

@@ -125,7 +125,8 @@ def figures(program: Program, topology: Topology, footprint: Footprint) -> dict[
 def advice(program: Program, footprint: Footprint, capacity: float) -> str:
     """Which knob to turn where a program does not fit."""
     if program.devices == 1:
-        return "it runs on one device: lower batch_size, length_buckets, patch_buckets or sampling.max_tokens"
+        knobs = "lower batch_size, length_buckets, patch_buckets or sampling.max_tokens"
+        return f"it runs on one device: {knobs}, or share it out over several (mesh.tensor)"
     if footprint.arguments > capacity / 2:
         return "parameters and optimiser state take most: split them over more devices (mesh.fsdp=-1, a larger slice)"
     return "temporaries take most: lower batch_size, length_buckets or patch_buckets, or set remat='full' or 'offload'"

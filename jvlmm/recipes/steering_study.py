@@ -24,6 +24,8 @@ from jvlmm.reporting.tables import text_table
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generator import Generator, Response
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.mesh import MeshOptions
+from jvlmm.sharding.rules import ShardingRules
 from jvlmm.test_time.entropy_curves import curve_of
 from jvlmm.test_time.vreason import LiteOptions, VReasonOptions
 from jvlmm.test_time.vreason_controller import VReason
@@ -54,6 +56,8 @@ class CompareSteering:
     length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)  # tokens of a prompt; the last is the limit
     vision: VisionOptions = field(default_factory=lambda: VisionOptions(cache_bytes=2**30))  # files are read again
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+    mesh: MeshOptions | None = None  # of the devices that answer, all of this host; None: the first one
+    rules: ShardingRules = field(default_factory=ShardingRules)
     vreason: VReasonOptions = field(default_factory=VReasonOptions)
     calibrated: str = ""  # stage:NAME or a file of options, which then take the place of `vreason`
 

@@ -1,9 +1,11 @@
 """From a checkpoint folder to answers in one call."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example, Media
@@ -14,9 +16,11 @@ from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import DataError
 from jvlmm.models.execution import for_inference
 from jvlmm.models.huggingface import load_config, load_params
+from jvlmm.models.qwen2_5_vl import abstract_params
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generator import Generator, Response
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.rules import ShardingRules, named_shardings
 
 GREEDY = SamplingOptions()
 
@@ -29,15 +33,25 @@ def load_generator(
     batch: BatchOptions,
     pipeline: PipelineOptions = DEFAULT_PIPELINE,
     control: Controller = PLAIN,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
 ) -> Generator:
     """A generator from a Hugging Face folder: config.json, safetensors and tokenizer files.
 
+    With a `mesh` of several devices `rules` say what they share; see `Generator`.
     Raises CheckpointError, DataError or ConfigError naming what is missing or does not fit.
     """
     config = for_inference(load_config(model_dir), jax.default_backend())
+    if mesh is not None and mesh.size > 1:
+        config = replace(config, rules=rules)
     tokenizer = ChatTokenizer.from_pretrained(model_dir)
     ready = Processor(tokenizer, config, processor, decoder)
-    return Generator(load_params(model_dir, config), ready, sampling, batch, pipeline, control)
+    shardings = None
+    if config.rules is not None:
+        shapes, logical = abstract_params(config)
+        shardings = named_shardings(mesh, rules, logical, shapes)
+    params = load_params(model_dir, config, shardings)
+    return Generator(params, ready, sampling, batch, pipeline, control, mesh)
 
 
 def generate_answer(

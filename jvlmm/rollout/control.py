@@ -38,6 +38,9 @@ class Controller(Protocol):
     ) -> tuple[jax.Array, KVCache, Any]:
         """One more token a row, int32 [B] at int32 [B, 3]: (logits float32 [B, V], cache, state)."""
 
+    def axes(self, state: Any) -> Any:
+        """The logical axes of every array of the state: a tree like it, of tuples."""
+
     def report(self, state: Any) -> Mapping[str, jax.Array]:
         """Arrays to tell of each row: [B], or [B, capacity] with a column a token."""
 
@@ -58,6 +61,9 @@ class Plain:
     def step(self, params, config, tokens, positions, cache, state):
         hidden, cache = qwen2_5_vl.decode_step(params, config, tokens, positions, cache)
         return qwen2_5_vl.logits(params, config, hidden), cache, state
+
+    def axes(self, state: tuple[()]) -> tuple[()]:
+        return ()
 
     def report(self, state: tuple[()]) -> dict[str, jax.Array]:
         return {}

@@ -4,12 +4,10 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Sized
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -23,9 +21,8 @@ from jvlmm.rollout.generate import STOP_CHECK_INTERVAL, length_at_stop, traced_o
 from jvlmm.rollout.groups import Slots, begin, decode, empty_slots, place, read
 from jvlmm.rollout.queues import Asked, Queues
 from jvlmm.rollout.sampling import SamplingOptions, banned_tokens
-from jvlmm.sharding.batches import batch_shardings, fetched, placed, row_shards
+from jvlmm.sharding.batches import Devices, fetched, placed
 from jvlmm.sharding.mesh import MeshOptions
-from jvlmm.sharding.rules import replicated
 
 _WAITING = 4  # prompts of other buckets that may wait, times the rows
 
@@ -71,16 +68,15 @@ class Engine:
         """
         self.config, self.sampling, self.options, self.tokenizer = config, sampling, options, tokenizer
         self.seconds = {"prefill": 0.0, "decode_tokens": 0.0}  # spent so far
-        self.mesh = mesh if mesh is not None and mesh.size > 1 else None
-        self.readers = row_shards(self.mesh, config.rules)[0] if self.mesh else 1  # prompts read at one time
+        self.devices = Devices.of(mesh, config.rules)
+        self.readers = self.devices.shards[0]  # prompts read at one time
         if options.rows % self.readers:
             raise ConfigError(
                 f"rollout.rows={options.rows} do not divide over the {self.readers} groups of devices that read and "
                 "decode them; use a multiple, or fewer devices along data and fsdp of rollout.mesh"
             )
         self.batch = for_readers(batch, self.readers)
-        banned = banned_tokens(config, tokenizer.length, banned)
-        self.banned = placed(banned, replicated(self.mesh)) if self.mesh else jax.device_put(banned)
+        self.banned = self.devices.put_whole(banned_tokens(config, tokenizer.length, banned))
 
     def sample(
         self, params: Any, prompts: Sized[Sequence], features: Sized[np.ndarray], group: int | Sized[int], seed: int
@@ -110,14 +106,6 @@ class Engine:
         queues = Queues(iter(asked), bucket_of, _WAITING * rows)
         while (bucket := queues.next_bucket()) is not None:
             yield from _Pool(self, params, rows, seed).run(partial(queues.take, bucket))
-
-    def on_mesh(self) -> AbstractContextManager:
-        """The mesh in use, for what the device does."""
-        return jax.set_mesh(self.mesh) if self.mesh else nullcontext()
-
-    def put(self, arrays: Any) -> Any:
-        """Host arrays of rows on the devices that have them."""
-        return placed(arrays, batch_shardings(arrays, self.mesh, self.config.rules)) if self.mesh else arrays
 
 
 def for_readers(batch: BatchOptions, readers: int) -> BatchOptions:
@@ -196,13 +184,13 @@ class _Pool:
         rows[readers] = [index % length for index in fresh]
         sequences, features = zip(*((asked.sequence, asked.features) for asked in fresh.values()), strict=True)
         given = with_features(sequences, features, engine.batch, engine.config, readers)
-        with engine.on_mesh():
-            prompts = read(self._params, engine.config, *engine.put(given))
+        with engine.devices.in_use():
+            prompts = read(self._params, engine.config, *engine.devices.put(given))
             if self._slots is None:
                 width = min(engine.options.slots, max(asked.samples for asked in fresh.values()))
                 columns = self._static.max_tokens
                 self._slots = empty_slots(prompts, engine.config, len(self._rows), width, columns)
-            self._slots = place(self._slots, engine.config, prompts, engine.put(rows))
+            self._slots = place(self._slots, engine.config, prompts, engine.devices.put(rows))
         for index, asked in fresh.items():
             self._rows[index] = _Row(asked, list(range(asked.samples)))
         engine.seconds["prefill"] += time.perf_counter() - begun
@@ -220,8 +208,8 @@ class _Pool:
                 seeds[index, slot] = zlib.crc32(row.asked.sequence.id.encode()), sample
         if fresh.any():
             engine = self._engine
-            with engine.on_mesh():
-                self._slots = begin(self._slots, engine.config, *engine.put((fresh, seeds)), self._seed)
+            with engine.devices.in_use():
+                self._slots = begin(self._slots, engine.config, *engine.devices.put((fresh, seeds)), self._seed)
 
     def _decode(self, more: bool) -> "_Drawn":
         """Some tokens of every slot; while more is waiting, until a quarter of the slots is free."""
@@ -230,7 +218,7 @@ class _Pool:
         enough = running - -(-running // 4) if more else 0
         steps = STOP_CHECK_INTERVAL if engine.sampling.stop else self._static.max_tokens
         limits = map(np.int32, (engine.sampling.max_tokens, steps, enough))
-        with engine.on_mesh():
+        with engine.devices.in_use():
             slots = decode(self._params, engine.config, self._slots, self._static, engine.banned, *limits)
         kept = slots.tokens, slots.log_probs, slots.entropies, slots.lengths, slots.active, slots.cache.column
         drawn = _Drawn(*fetched(kept))

@@ -1,6 +1,7 @@
 """Visual features of prompts, made once for each distinct image or video, and kept while the tower does not change."""
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Sequence as Sized
 from functools import partial
@@ -17,7 +18,7 @@ from jvlmm.data.sequence import Sequence
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.qwen2_5_vl import encode_vision
 from jvlmm.models.vision_inputs import VisionBuckets, build_vision_inputs, build_vision_shards
-from jvlmm.sharding.batches import fetched, placed, row_shards, shardings_over
+from jvlmm.sharding.batches import Devices, fetched
 from jvlmm.video.clip import Patches
 
 
@@ -31,8 +32,8 @@ class VisualFeatures:
     def __init__(self, config: ModelConfig, options: BatchOptions, max_bytes: int = 0, mesh: Mesh | None = None):
         """`options` give the shapes of one prompt. Of several devices on a `mesh`, each encodes another medium."""
         self._config, self._options, self._max_bytes = config, options, max_bytes
-        self._mesh = mesh if mesh is not None and mesh.size > 1 else None
-        self._devices = int(np.prod(row_shards(mesh, config.rules))) if self._mesh else 1
+        self._devices = Devices.of(mesh, config.rules)
+        self._encoders = math.prod(self._devices.shards)
         self._kept: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self.encoded = 0  # media that the tower has seen
         self.asked = 0  # media that were asked for
@@ -54,8 +55,8 @@ class VisualFeatures:
         found = {key: self._kept[key] for key in media if key in self._kept}
         missing = [key for key in media if key not in found]
         self.encoded += len(missing)
-        for start in range(0, len(missing), self._devices):
-            chosen = missing[start : start + self._devices]
+        for start in range(0, len(missing), self._encoders):
+            chosen = missing[start : start + self._encoders]
             found |= zip(chosen, self._encode(params, [media[key] for key in chosen]), strict=True)
         for key in media:
             self._kept[key] = found[key]
@@ -66,21 +67,20 @@ class VisualFeatures:
         return [np.concatenate([nothing, *(found[key] for key in of)]) for of in keys]
 
     def _encode(self, params: Any, media: Sized[Patches]) -> list[np.ndarray]:
-        """Of as many media as there are devices, or fewer."""
+        """Of as many media as there are devices that encode, or fewer."""
         options, config = self._options, self._config
         buckets = VisionBuckets(options.patch_buckets, options.frame_patches) if options.patch_buckets else None
-        if self._mesh is None:
+        if self._devices.mesh is None:
             (patches,) = media
             single = [patches.pixels], [patches.grid]
             vision, (rows,) = build_vision_inputs(*single, config.vision, buckets, options.fold)
             return [np.asarray(encode(params, config, vision))[rows]]
-        each = [[patches] for patches in media] + [[]] * (self._devices - len(media))
+        each = [[patches] for patches in media] + [[]] * (self._encoders - len(media))
         pixels, grids = ([[getattr(p, name) for p in of] for of in each] for name in ("pixels", "grid"))
         vision, rows = build_vision_shards(pixels, grids, config.vision, buckets, options.fold)
-        vision = placed(vision, shardings_over("media", vision, self._mesh, config.rules))
-        with jax.set_mesh(self._mesh):
-            features = fetched(encode(params, config, vision))
-        features = features.reshape(self._devices, -1, features.shape[-1])
+        with self._devices.in_use():
+            features = fetched(encode(params, config, self._devices.put_media(vision)))
+        features = features.reshape(self._encoders, -1, features.shape[-1])
         return [of_device[index] for of_device, (index,) in zip(features, rows[: len(media)], strict=False)]
 
 

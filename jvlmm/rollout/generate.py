@@ -12,10 +12,11 @@ import numpy as np
 
 from jvlmm.data.batch import Batch
 from jvlmm.models import qwen2_5_vl
-from jvlmm.models.cache import KVCache
+from jvlmm.models.cache import KVCache, cache_axes
 from jvlmm.models.config import ModelConfig
 from jvlmm.rollout.control import PLAIN, Controller, Prompts
 from jvlmm.rollout.sampling import SamplingOptions, sample
+from jvlmm.sharding.rules import constrained, row_axes
 
 STOP_CHECK_INTERVAL = 32  # tokens decoded on the device between two looks for stop strings on the host
 _SMALLEST_BUCKET = 16
@@ -45,6 +46,11 @@ class DecodeState:
     step: jax.Array  # int32 [], columns written
     cache: KVCache
     control: Any = ()  # the controller's state
+
+
+def axes_of(state: DecodeState, control: Controller) -> DecodeState:
+    """The logical axes of every array: rows are split, and the key/value heads of what has them."""
+    return jax.tree.map(row_axes, state).replace(cache=cache_axes(state.cache), control=control.axes(state.control))
 
 
 def generate(
@@ -116,23 +122,24 @@ def start(
         cache=cache,
         control=controlled,
     )
-    return _draw(config, state, logits, options, banned)
+    return _drawn(config, state, logits, options, banned, control)
 
 
-def _draw(config: ModelConfig, state: DecodeState, logits, options, banned) -> DecodeState:
-    """Draw the next token of every row from its logits [B, V]; finished rows get a pad."""
+def _drawn(config: ModelConfig, state: DecodeState, logits, options, banned, control) -> DecodeState:
+    """The state after the next token of every row, by its logits [B, V]; finished rows get a pad."""
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.step)
     drawn, log_probs = sample(step_keys, logits, banned, options)
     drawn = jnp.where(state.finished, config.tokens.pad, drawn)
     log_probs = jnp.where(state.finished, 0.0, log_probs)
     ended = jnp.isin(drawn, jnp.array(config.tokens.eos, jnp.int32))
-    return state.replace(
+    state = state.replace(
         tokens=jax.lax.dynamic_update_slice(state.tokens, drawn[:, None], (0, state.step)),
         log_probs=jax.lax.dynamic_update_slice(state.log_probs, log_probs[:, None], (0, state.step)),
         lengths=state.lengths + ~state.finished,
         finished=state.finished | ended,
         step=state.step + 1,
     )
+    return constrained(state, config.rules, axes_of(state, control))
 
 
 @partial(jax.jit, static_argnames=("config", "options", "control"), donate_argnames=("state",))
@@ -155,7 +162,7 @@ def decode_until(
         positions = jnp.broadcast_to(state.next_position[:, None], (token.shape[0], 3))
         logits, cache, controlled = control.step(params, config, token, positions, state.cache, state.control)
         state = state.replace(cache=cache, control=controlled, next_position=state.next_position + 1)
-        return _draw(config, state, logits, options, banned)
+        return _drawn(config, state, logits, options, banned, control)
 
     return jax.lax.while_loop(unfinished, one_token, state)
 

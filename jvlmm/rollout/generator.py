@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example
@@ -19,6 +19,7 @@ from jvlmm.errors import DataError, JvlmmError
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generate import cut_at_stop, generate
 from jvlmm.rollout.sampling import SamplingOptions, banned_tokens, row_keys
+from jvlmm.sharding.batches import Devices
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,12 @@ class Generator:
         batch: BatchOptions,
         pipeline: PipelineOptions = DEFAULT_PIPELINE,
         control: Controller = PLAIN,
+        mesh: Mesh | None = None,
     ):
         """`params` of a model of shape `processor.config`; `batch` gives rows and buckets, `pipeline` the threads.
 
-        `control` steers decoding.
+        `control` steers decoding. With a `mesh` of several devices the config's rules say what they share, and the
+        batch comes in as many shards as they split it.
         """
         self.params = params
         self.config = processor.config
@@ -113,12 +116,14 @@ class Generator:
         self.batch = batch
         self.pipeline = pipeline
         self.control = control
-        self._banned = jax.device_put(banned_tokens(self.config, processor.tokenizer.length))
+        self.mesh = mesh
+        self._devices = Devices.of(mesh, self.config.rules)
+        self._banned = self._devices.put_whole(banned_tokens(self.config, processor.tokenizer.length))
 
     def steered(self, control: Controller, options: SamplingOptions | None = None) -> "Generator":
         """The same model and processor under another controller, and other sampling where it is given."""
         options = options or self.options
-        return Generator(self.params, self.processor, options, self.batch, self.pipeline, control)
+        return Generator(self.params, self.processor, options, self.batch, self.pipeline, control, self.mesh)
 
     def generate(self, examples: Sequence[Example]) -> list[Response]:
         """A response for every example, in their order; one that cannot be asked has an `error`."""
@@ -148,7 +153,9 @@ class Generator:
         row_seeds[: len(ids)] = [zlib.crc32(name.encode()) for name in ids]
         keys = row_keys(self.options.seed, row_seeds)
         decode = self.processor.tokenizer.decode
-        result = generate(self.params, self.config, batch, self.options, keys, self._banned, decode, self.control)
+        with self._devices.in_use():
+            given = self.params, self.config, self._devices.put(batch), self.options, keys, self._banned
+            result = generate(*given, decode, self.control)
         seconds = time.perf_counter() - begin
         for row, (number, name) in enumerate(zip(numbers, ids, strict=True)):
             tokens = result.tokens[row, : result.lengths[row]]

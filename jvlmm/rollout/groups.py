@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from jvlmm.data.batch import Batch
 from jvlmm.models import qwen2_5_vl
-from jvlmm.models.cache import GroupCache, Stores
+from jvlmm.models.cache import GroupCache, Stores, cache_axes
 from jvlmm.models.config import ModelConfig
 from jvlmm.rollout.sampling import SamplingOptions, sample
-from jvlmm.sharding.rules import ShardingRules, constrain
+from jvlmm.sharding.rules import ShardingRules, constrained, row_axes
 
 
 @flax.struct.dataclass
@@ -47,20 +47,12 @@ class Slots:
 
 def axes_of(slots: Slots) -> Slots:
     """The logical axes of every array: rows, and in the cache key/value heads, are split."""
-    layers = (None,) * (not isinstance(slots.cache.keys, tuple))
-    store = lambda x: (*layers, "batch", "kv_heads", *(None,) * (x.ndim - len(layers) - 2))  # noqa: E731
-    rows = lambda x: ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()  # noqa: E731
-    stores = ("prompt_keys", "prompt_values", "keys", "values")
-    cache = {name: jax.tree.map(store, getattr(slots.cache, name)) for name in stores}
-    axes = jax.tree.map(rows, slots)
-    return axes.replace(cache=axes.cache.replace(**cache))
+    return jax.tree.map(row_axes, slots).replace(cache=cache_axes(slots.cache))
 
 
 def _laid_out(slots: Slots, rules: ShardingRules | None) -> Slots:
     """The slots on the mesh in use, if there is one."""
-    if rules is None:
-        return slots
-    return jax.tree.map(lambda x, axes: constrain(x, rules, axes), slots, axes_of(slots))
+    return constrained(slots, rules, axes_of(slots))
 
 
 @partial(jax.jit, static_argnames=("config",))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 
 from jvlmm.data.batch import Batch, BatchOptions, abstract_batch
 from jvlmm.data.groups import abstract_features
@@ -21,7 +21,7 @@ from jvlmm.rollout.groups import ReadPrompts, Slots, axes_of, decode, empty_slot
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.sharding.batches import row_shards, shardings_over
 from jvlmm.sharding.estimate import Estimate, device_bytes
-from jvlmm.sharding.rules import ShardingRules, fitting_spec, laid_out, replicated
+from jvlmm.sharding.rules import ShardingRules, fitting_shardings, laid_out, replicated
 
 
 class AbstractRollout:
@@ -75,11 +75,7 @@ class AbstractRollout:
         width = min(self.options.slots, self.group)
         sizes = {"rows": self.options.rows, "group": width, "columns": self.columns}
         slots = jax.eval_shape(partial(empty_slots, config=self._plain, **sizes), self.read_prompts)
-
-        def sharding(x, axes):
-            return NamedSharding(self.mesh, fitting_spec(self.mesh, self.rules, axes, x.shape))
-
-        return laid_out(slots, jax.tree.map(sharding, slots, axes_of(slots)))
+        return laid_out(slots, fitting_shardings(self.mesh, self.rules, axes_of(slots), slots))
 
     @property
     def columns(self) -> int:

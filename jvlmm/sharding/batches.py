@@ -1,5 +1,7 @@
 """Host arrays onto the devices of a mesh, and back."""
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,6 +17,40 @@ def row_shards(mesh: Mesh, rules: ShardingRules) -> tuple[int, int]:
     """Devices that split the rows of a batch, and devices that split each of those rows' media further."""
     rows = split_count(mesh, rules.batch)
     return rows, split_count(mesh, rules.media) // rows
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What rows are worked on: the devices of a mesh, as rules share them out, or without a mesh the default one."""
+
+    mesh: Mesh | None
+    rules: ShardingRules | None
+
+    @classmethod
+    def of(cls, mesh: Mesh | None, rules: ShardingRules | None) -> "Devices":
+        """One device needs no mesh."""
+        return cls(mesh, rules) if mesh is not None and mesh.size > 1 else cls(None, None)
+
+    @property
+    def shards(self) -> tuple[int, int]:
+        """See `row_shards`."""
+        return row_shards(self.mesh, self.rules) if self.mesh else (1, 1)
+
+    def in_use(self) -> AbstractContextManager:
+        """For what they do."""
+        return jax.set_mesh(self.mesh) if self.mesh else nullcontext()
+
+    def put(self, arrays: Any) -> Any:
+        """Host arrays of rows on the devices that have them; without a mesh as they are."""
+        return placed(arrays, batch_shardings(arrays, self.mesh, self.rules)) if self.mesh else arrays
+
+    def put_media(self, arrays: Any) -> Any:
+        """The same of media in shards."""
+        return placed(arrays, shardings_over("media", arrays, self.mesh, self.rules)) if self.mesh else arrays
+
+    def put_whole(self, array: np.ndarray) -> jax.Array:
+        """A host array on each of them."""
+        return placed(array, replicated(self.mesh)) if self.mesh else jax.device_put(array)
 
 
 def batch_shardings(batch: Any, mesh: Mesh, rules: ShardingRules) -> Any:

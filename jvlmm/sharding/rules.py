@@ -92,6 +92,22 @@ def constrain(x: jax.Array, rules: ShardingRules | None, axes: Sequence[str | No
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fitting_spec(mesh, rules, axes, x.shape)))
 
 
+def constrained(tree: Any, rules: ShardingRules | None, axes: Any) -> Any:
+    """Arrays laid out as by `constrain`; `axes` is a tree like theirs, of tuples."""
+    return tree if rules is None else jax.tree.map(lambda x, of: constrain(x, rules, of), tree, axes)
+
+
+def row_axes(x: Any) -> tuple[str | None, ...]:
+    """Logical axes of an array whose rows are split, and nothing else of it; of a number, none."""
+    return ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()
+
+
+def fitting_shardings(mesh: Mesh, rules: ShardingRules, axes: Any, shapes: Any) -> Any:
+    """How arrays of these shapes lie after `constrained`."""
+    of = lambda x, axes: NamedSharding(mesh, fitting_spec(mesh, rules, axes, x.shape))  # noqa: E731
+    return jax.tree.map(of, shapes, axes)
+
+
 def fitting_spec(mesh: Mesh, rules: ShardingRules, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
     """`partition_spec` of an array of this shape; a dimension that its mesh axes do not divide stays whole."""
     entries = partition_spec(rules, axes)

@@ -19,9 +19,10 @@ import optax
 from jvlmm.config import to_dict
 from jvlmm.data.batch import Batch
 from jvlmm.models import qwen2_5_vl
-from jvlmm.models.cache import KVCache, cache_from_prompt
+from jvlmm.models.cache import KVCache, cache_from_prompt, kv_head_axes
 from jvlmm.models.config import ModelConfig
 from jvlmm.rollout.control import PLAIN, Controller, Prompts
+from jvlmm.sharding.rules import row_axes
 from jvlmm.test_time import vreason
 from jvlmm.test_time.pruning import dropped_rows, pruned
 from jvlmm.test_time.vreason import Switch, VReasonOptions
@@ -149,6 +150,10 @@ class VReason:
             due = (state.step + 1) % self.options.k == 0
             state, logits = jax.lax.cond(due, update, lambda state: (state, logits), state)
         return logits, cache, self._recorded(state, entropy, signs)
+
+    def axes(self, state: ControllerState) -> ControllerState:
+        like_values = lambda x: kv_head_axes(x.ndim) if x.shape == state.values.shape else row_axes(x)  # noqa: E731
+        return jax.tree.map(like_values, state)
 
     def report(self, state: ControllerState) -> Mapping[str, jax.Array]:
         rows = {"video_rows": state.mask.sum(axis=-1), "skipped_updates": state.skipped}

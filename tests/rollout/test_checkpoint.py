@@ -3,9 +3,11 @@
 import shutil
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from toy_model import needs_eight
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example, Media
@@ -14,6 +16,8 @@ from jvlmm.errors import CheckpointError, DataError
 from jvlmm.models.huggingface import save_checkpoint
 from jvlmm.rollout.checkpoint import generate_answer, load_generator
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.mesh import MeshOptions, make_mesh
+from jvlmm.sharding.rules import ShardingRules
 from jvlmm.video.budget import PixelOptions
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
@@ -51,6 +55,19 @@ def test_one_call_from_folder_to_answer(checkpoint, picture, tokenizer):
     assert response.text == tokenizer.decode(response.tokens)
     assert response.visual_tokens > 0 and response.frames == ((0,),)
     assert bare.visual_tokens == 0 and bare.text_tokens == response.text_tokens - 2  # vision start and end
+
+
+@needs_eight
+def test_on_a_mesh_weights_are_loaded_in_parts(checkpoint, picture):
+    mesh, rules = make_mesh(MeshOptions(data=1, fsdp=4, tensor=2), jax.devices()[:8]), ShardingRules(vocab=())
+    batch = BatchOptions(4, (256,), (1024,), shards=4)
+    example = Example("one", "What is this?", "", "text", (Media("image", picture),))
+    with Decoder(workers=0) as decoder:
+        generator = load_generator(checkpoint, decoder, SMALL, SHORT, batch, mesh=mesh, rules=rules)
+        (found,) = generator.generate([example])
+        expected = generate_answer(checkpoint, example.media, example.question, decoder, SMALL, SHORT)
+    kernel = max(jax.tree.leaves(generator.params["decoder"]), key=lambda x: x.size)
+    assert kernel.addressable_shards[0].data.size < kernel.size and found.tokens == expected.tokens
 
 
 def test_media_are_shown_as_the_checkpoint_asks(checkpoint, picture, tmp_path):

@@ -1,14 +1,23 @@
-"""Examples in, responses out: order, failures, batching, and what is told of each response."""
+"""Examples in, responses out: order, failures, batching, meshes, and what is told of each response."""
 
 from dataclasses import replace
 
+import jax
 import pytest
+from toy_model import needs_eight
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example, Media
+from jvlmm.data.processor import Processor
+from jvlmm.models.qwen2_5_vl import abstract_params
 from jvlmm.rollout import generate as programs
+from jvlmm.rollout.control import PLAIN
 from jvlmm.rollout.generator import Generator
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.mesh import MeshOptions, make_mesh
+from jvlmm.sharding.rules import ShardingRules, named_shardings
+from jvlmm.test_time.vreason import LiteOptions, VReasonOptions
+from jvlmm.test_time.vreason_controller import VReason
 
 BATCH = BatchOptions(batch_size=3, length_buckets=(64, 128), patch_buckets=(192,), frame_patches=(16,))
 SAMPLED = SamplingOptions(max_tokens=12, temperature=1.0, seed=3)
@@ -61,6 +70,23 @@ def test_a_response_does_not_depend_on_the_batch_it_is_in(generator):
     alone = generator.generate(examples[2:3])[0]
     assert together[2].tokens == alone.tokens
     assert len({r.tokens for r in together}) == 4
+
+
+@needs_eight
+@pytest.mark.parametrize("control", [PLAIN, VReason(VReasonOptions(lr=0.1, k=1, lite=LiteOptions()))])
+def test_on_a_mesh_the_answers_are_the_same(params, processor, control):
+    rules, mesh = ShardingRules(vocab=()), make_mesh(MeshOptions(data=2, fsdp=2, tensor=2), jax.devices()[:8])
+    shapes, logical = abstract_params(processor.config)
+    sharded = jax.device_put(params, named_shardings(mesh, rules, logical, shapes))
+    shape = replace(processor.config, rules=rules)
+    on_mesh = Processor(processor.tokenizer, shape, processor.options, processor.decoder)
+    batch = BatchOptions(8, (64, 128), (768,), (16,), shards=4)
+    examples = [ask(i, f"{i}.mp4") if i % 3 else ask(i) for i in range(11)]
+    found = Generator(sharded, on_mesh, SAMPLED, batch, control=control, mesh=mesh).generate(examples)
+    expected = Generator(params, processor, SAMPLED, BATCH, control=control).generate(examples)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.tokens, ours.frames, ours.error) == (theirs.tokens, theirs.frames, None)
+        assert ours.tokens and (ours.control is None) == (theirs.control is None)
 
 
 def test_examples_of_one_id_keep_their_own_answers(params, processor):
