@@ -1,4 +1,4 @@
-"""When two trees of gradients count as equal."""
+"""When two trees of gradients count as equal, and how far apart two trees are."""
 
 import jax
 import numpy as np
@@ -18,3 +18,9 @@ def assert_gradients_equal(found, expected, rtol=1e-5):
         worst[name] = float(np.abs(np.asarray(f, np.float64) - e).max()) / scale
     apart = {name: error for name, error in worst.items() if not error <= rtol}
     assert not apart, apart
+
+
+def apart(left, right):
+    """The largest difference between two trees of arrays."""
+    pairs = zip(*map(jax.tree.leaves, (left, right)), strict=True)
+    return max(float(np.abs(np.asarray(a) - b).max()) for a, b in pairs)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closeness import assert_gradients_equal
+from closeness import apart, assert_gradients_equal
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example, Media
@@ -20,8 +20,6 @@ from jvlmm.models.qwen2_5_vl import logits
 from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.objectives.profiles import PROFILES
 from jvlmm.objectives.token_weights import group_divergence, token_weights
-from jvlmm.rewards.rewarder import make_rewarder
-from jvlmm.rewards.terms import RewardOptions, RewardTerm
 from jvlmm.rollout.engine import Engine, RolloutOptions
 from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.sampling import SamplingOptions
@@ -47,37 +45,6 @@ QUESTIONS = (
     Example("again", "Is it?", "A", "mcq", (Media("video", "1.mp4"),), options=("red", "blue"), question_type="v"),
     Example("other", "Which?", "A", "mcq", options=("one", "two"), question_type="t"),
 )
-FILE = """
-def vowels(completion, example):
-    return sum(map(completion.count, "aeiou e")) / 10 + len(completion) / 100
-
-
-def nothing(completion, example):
-    return 0.0
-
-
-calls = 0
-
-
-def accuracy(data_source, solution_str, ground_truth, extra_info):
-    return {"score": 0.0, "acc": 1.0}
-
-
-def failing(completion, example):
-    global calls
-    calls += 1
-    if calls % 10 == 0:
-        raise RuntimeError("the tenth call")
-    return len(completion) / 100
-"""
-
-
-@pytest.fixture(scope="module")
-def rewards(tmp_path_factory):
-    """`rewards(NAME)`: the rewarder of one function of the file."""
-    path = tmp_path_factory.mktemp("rewards") / "rewards.py"
-    path.write_text(FILE)
-    return lambda name: make_rewarder(RewardOptions(None, (RewardTerm(name, f"{path}:{name}"),)))
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +104,6 @@ def make(weights, model, tokenizer, rewards):
 def identical(left, right):
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)
-
-
-def apart(left, right):
-    """The largest difference between two trees."""
-    return max(
-        float(np.abs(np.asarray(a) - b).max()) for a, b in zip(*map(jax.tree.leaves, (left, right)), strict=True)
-    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import apart
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example, Media
@@ -18,8 +19,6 @@ from jvlmm.judges.verdict import Verdict
 from jvlmm.models.qwen2_5_vl import encode_vision, forward, logits
 from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.objectives.visd import VISDConfig
-from jvlmm.rewards.rewarder import make_rewarder
-from jvlmm.rewards.terms import RewardOptions, RewardTerm
 from jvlmm.rollout.engine import Engine, RolloutOptions
 from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.sampling import SamplingOptions
@@ -41,23 +40,8 @@ QUESTIONS = (
     Example("video", "What moves?", "A", "mcq", (Media("video", "1.mp4"),), options=("red", "blue"), question_type="v"),
     Example("text", "What is red?", "B", "mcq", options=("it", "not"), question_type="t", response="It is B"),
 )
-REWARD = """
-def vowels(completion, example):
-    return sum(map(completion.count, "aeiou e")) / 10 + len(completion) / 100
-
-
-def nothing(completion, example):
-    return 0.0
-"""
 RULES = lambda params: rules.judge  # noqa: E731
 ANSWER = HindsightOptions(("answer",))
-
-
-@pytest.fixture(scope="module")
-def rewards(tmp_path_factory):
-    path = tmp_path_factory.mktemp("rewards") / "rewards.py"
-    path.write_text(REWARD)
-    return lambda name: make_rewarder(RewardOptions(None, (RewardTerm(name, f"{path}:{name}"),)))
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +90,6 @@ def make(params, config, tokenizer, rewards):
         return step.with_teacher(create_state(params, optimizer), 0), step
 
     return make
-
-
-def apart(left, right):
-    """The largest difference between two trees."""
-    pairs = zip(*map(jax.tree.leaves, (left, right)), strict=True)
-    return max(float(np.abs(np.asarray(a) - b).max()) for a, b in pairs)
 
 
 @pytest.fixture(scope="module")
