@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jvlmm.config import to_json
@@ -79,7 +80,7 @@ class Calibrate:
         with generator_of(self, folder) as generator, Progress(self.name, show=("distance",)) as progress:
             off = replace(self.vreason, trace=True, mode="off", lite=None)
             responses = _answers(generator, off, examples)
-            plain = curve_of(_entropies(responses))
+            plain, attention = curve_of(_entropies(responses)), _video_attention(responses)
             start = self.target.distance(plain, plain)
             _write_traces(run.workdir / f"traces/{self.name}.plain.jsonl", responses)
             best, best_responses, rows = None, [], []
@@ -96,25 +97,28 @@ class Calibrate:
             )
         _write_traces(run.workdir / f"traces/{self.name}.jsonl", best_responses)
         if best[0] > _MOVED * start:
-            print(hardly_message(best[0], start), file=sys.stderr, flush=True)
-        return self._written(run.workdir, replace(best[1], trace=self.vreason.trace), plain, rows)
+            print(hardly_message(best[0], start, attention), file=sys.stderr, flush=True)
+        return self._written(run.workdir, replace(best[1], trace=self.vreason.trace), plain, attention, rows)
 
-    def _written(self, workdir: Path, chosen: VReasonOptions, plain: Curve, rows: list[dict]) -> dict[str, Any]:
+    def _written(
+        self, workdir: Path, chosen: VReasonOptions, plain: Curve, attention: float, rows: list[dict]
+    ) -> dict[str, Any]:
         (workdir / f"{self.name}.json").write_text(to_json(chosen), encoding="utf-8")
         distance = self.target.distance(plain, plain)
         base = {"peak": round(plain.peak, 4), "end": round(plain.end, 4), "distance": round(distance, 4)}
-        base |= {"questions": plain.questions}
+        base |= {"questions": plain.questions, "video_attention": round(attention, 4)}
         found = {"chosen": {name: getattr(chosen, name) for name in ("lr", "beta", "k")}, "plain": base, "sweep": rows}
         (workdir / f"{self.name}.sweep.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
         traces = [f"traces/{self.name}.plain.jsonl", f"traces/{self.name}.jsonl"]
         return {"path": f"{self.name}.json", "traces": traces, **found}
 
 
-def hardly_message(distance: float, plain: float) -> str:
+def hardly_message(distance: float, plain: float, attention: float) -> str:
     """One line for a user whose best candidate is hardly better than plain decoding."""
     return (
         f"V-Reason hardly moves the entropy of this model: distance {distance:.3f}, plain decoding {plain:.3f}; "
-        "try higher values of lr, and k=1"
+        f"{attention:.1%} of the last layer's attention, through which it acts, go to the video; try higher values of "
+        "lr, and k=1"
     )
 
 
@@ -139,6 +143,12 @@ def _answers(generator: Generator, options: VReasonOptions, examples: Sequence[E
 
 def _entropies(responses: Sequence[Response]) -> list[list[float]]:
     return [response.control["entropy"] for response in responses]
+
+
+def _video_attention(responses: Sequence[Response]) -> float:
+    """The mean over all tokens but each answer's first, whose attention is not traced; 0 where there are none."""
+    traced = [share for response in responses for share in response.control["video_attention"][1:]]
+    return fmean(traced) if traced else 0.0
 
 
 def _row(options: VReasonOptions, responses: Sequence[Response], plain: Curve, target: CurveTarget) -> Mapping:

@@ -29,7 +29,9 @@ from jvlmm.test_time.vreason import Switch, VReasonOptions
 
 _SMALLEST_BUCKET = 16
 _RANDOM_SIGNS = 0x5EED  # folded into a row's key, so that signs do not follow its draws
-TRACED = ("entropy", "ema", "peak", "alpha", "delta_norm")
+TRACED = ("entropy", "ema", "peak", "alpha", "delta_norm", "video_attention")
+"""Of every token. The last is the share of the last layer's attention that goes to video rows, through which ΔV acts:
+the mean over heads, and 0 for the first token, which the prompt's own pass gave."""
 
 
 @flax.struct.dataclass
@@ -110,7 +112,7 @@ class VReason:
             freed=(count - video) * (_row_bytes(config) / 2**20),
             trace={name: jnp.zeros((len(mask), capacity)) for name in TRACED} if self.options.trace else {},
         )
-        return cache, self._recorded(state, entropy, self._signs(state))
+        return cache, self._recorded(state, entropy, self._signs(state), jnp.zeros_like(entropy))
 
     def step(
         self,
@@ -149,7 +151,7 @@ class VReason:
         if self.options.mode != "off":
             due = (state.step + 1) % self.options.k == 0
             state, logits = jax.lax.cond(due, update, lambda state: (state, logits), state)
-        return logits, cache, self._recorded(state, entropy, signs)
+        return logits, cache, self._recorded(state, entropy, signs, weights.sum(axis=2).mean(axis=1))
 
     def axes(self, state: ControllerState) -> ControllerState:
         like_values = lambda x: kv_head_axes(x.ndim) if x.shape == state.values.shape else row_axes(x)  # noqa: E731
@@ -185,13 +187,14 @@ class VReason:
             skipped=state.skipped + failed,
         )
 
-    def _recorded(self, state: ControllerState, entropy, signs) -> ControllerState:
+    def _recorded(self, state: ControllerState, entropy, signs, attention) -> ControllerState:
         """The state after a token, its figures kept where a trace is wanted."""
         column, state = state.step, state.replace(step=state.step + 1)
         if not state.trace:
             return state
         norms = jnp.sqrt(jnp.sum(jnp.square(state.delta), axis=(1, 2, 3)))
-        figures = dict(zip(TRACED, (entropy, state.switch.ema, state.switch.peak, signs, norms), strict=True))
+        told = entropy, state.switch.ema, state.switch.peak, signs, norms, attention
+        figures = dict(zip(TRACED, told, strict=True))
         write = lambda name, store: jax.lax.dynamic_update_slice(store, figures[name][:, None], (0, column))  # noqa: E731
         return state.replace(trace={name: write(name, store) for name, store in state.trace.items()})
 

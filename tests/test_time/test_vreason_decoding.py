@@ -208,6 +208,9 @@ def test_traces_tell_the_switch(ask):
     np.testing.assert_allclose(ema, np.stack(expected, 1), rtol=1e-4)
     np.testing.assert_allclose(peak, np.maximum.accumulate(ema, axis=1))
     np.testing.assert_array_equal(alpha, np.where(ema < peak, -1, 1))
+    attention, has_video = control["video_attention"], control["video_rows"] > 0
+    assert not attention[:, 0].any() and not attention[~has_video].any()
+    assert has_video.any() and (attention[has_video, 1:] > 0).all() and (attention < 1).all()
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(ask):
