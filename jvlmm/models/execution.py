@@ -3,9 +3,12 @@
 from dataclasses import replace
 from typing import Literal
 
+from jax.sharding import AbstractMesh, Mesh
+
 from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.remat import Remat
+from jvlmm.sharding.rules import ShardingRules
 
 Attention = Literal["auto", "xla", "splash", "cudnn"]
 
@@ -49,6 +52,11 @@ def for_inference(config: ModelConfig, platform: str) -> ModelConfig:
     """As `for_training`, with parameters kept in the type of the products."""
     config = for_training(config, platform)
     return replace(config, param_dtype=config.dtype)
+
+
+def on_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh, rules: ShardingRules) -> ModelConfig:
+    """`config` as it runs there: one device has nothing to share out."""
+    return replace(config, rules=rules) if mesh.size > 1 else config
 
 
 def compiler_options(platform: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
-from jvlmm.models.execution import Attention, for_training
+from jvlmm.models.execution import Attention, for_training, on_mesh
 from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.models.remat import Remat
 from jvlmm.recipes.exporting import ExportType, export
@@ -181,7 +181,7 @@ class SFT:
         config = for_training(config, platform, self.remat, self.attention)
         if self.lora is not None:  # frozen weights need no more digits than products take
             config = replace(config, param_dtype=config.dtype)
-        return replace(config, rules=self.rules) if mesh.size > 1 else config
+        return on_mesh(config, mesh, self.rules)
 
     def batch(self, mesh: Mesh) -> BatchOptions:
         """The static shapes of its batches."""

@@ -18,6 +18,7 @@ from jvlmm.models.activations import (
     tower_forward_bytes,
 )
 from jvlmm.models.config import ModelConfig
+from jvlmm.models.execution import on_mesh
 from jvlmm.models.qwen2_5_vl import abstract_params
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generate import DecodeState, axes_of, decode_until, start, traced_options
@@ -41,7 +42,7 @@ class AbstractGeneration:
         control: Controller = PLAIN,
     ):
         """`control` is fitted already."""
-        self.config = replace(config, rules=rules) if mesh.size > 1 else config
+        self.config = on_mesh(config, mesh, rules)
         self.options, self.mesh, self.rules, self.control = traced_options(options), mesh, rules, control
         self.max_tokens = options.max_tokens
         self.batch = laid_out(batch, batch_shardings(batch, mesh, rules))

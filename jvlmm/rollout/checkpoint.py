@@ -1,7 +1,6 @@
 """From a checkpoint folder to answers in one call."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,7 +13,7 @@ from jvlmm.data.processor import Decoder, Processor, ProcessorOptions
 from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import DataError
-from jvlmm.models.execution import for_inference
+from jvlmm.models.execution import for_inference, on_mesh
 from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.models.qwen2_5_vl import abstract_params
 from jvlmm.rollout.control import PLAIN, Controller
@@ -42,8 +41,8 @@ def load_generator(
     Raises CheckpointError, DataError or ConfigError naming what is missing or does not fit.
     """
     config = for_inference(load_config(model_dir), jax.default_backend())
-    if mesh is not None and mesh.size > 1:
-        config = replace(config, rules=rules)
+    if mesh is not None:
+        config = on_mesh(config, mesh, rules)
     tokenizer = ChatTokenizer.from_pretrained(model_dir)
     ready = Processor(tokenizer, config, processor, decoder)
     shardings = None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jvlmm.models.config import ModelConfig
+from jvlmm.models.execution import on_mesh
 from jvlmm.models.qwen2_5_vl import abstract_params
 from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.sharding.batches import batch_shardings, placed
@@ -29,7 +30,7 @@ class PolicyMeshes:
 
     def on(self, mesh: Mesh, config: ModelConfig) -> ModelConfig:
         """`config` as it runs there."""
-        return replace(config, rules=self.rules) if mesh.size > 1 else config
+        return on_mesh(config, mesh, self.rules)
 
 
 @dataclass(frozen=True)
