@@ -29,6 +29,7 @@ def write_model(folder: Path, preset: str) -> None:
     from jvlmm.models.huggingface import save_checkpoint
     from jvlmm.models.qwen2_5_vl import init_params
 
+    jax.config.update("jax_platforms", "cpu")  # an accelerator and its memory are for the workers
     config = PRESETS[preset]
     save_checkpoint(folder, init_params(config, jax.random.key(0)), config, dtype="float32")
 

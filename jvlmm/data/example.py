@@ -25,8 +25,9 @@ class Example:
     not, the media come first. `answer` is the gold answer as it should stand inside `<answer>`.
     `response` is the full assistant turn to learn (chain of thought and answer, or a caption);
     None where the example is only asked. Where `learn` names texts of single tokens, only these tokens of the responses
-    are learnt. `earlier` are the turns of the conversation before this one: questions
-    about the same media, each with its response. `meta` keeps everything else the row brought.
+    are learnt. `hint` ends the user's turn, after options and instructions. `earlier` are the turns of the
+    conversation before this one: questions about the same media, each with its response. `meta` keeps everything else
+    the row brought.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Example:
     question_type: str = "general"
     response: str | None = None
     learn: tuple[str, ...] = ()
+    hint: str = ""
     earlier: tuple["Example", ...] = ()
     benchmark: str = ""
     split: str = ""

@@ -46,11 +46,21 @@ class Hindsight:
         return found
 
 
+def block_text(hindsight: Hindsight) -> str:
+    """The block as it follows the question; "" where nothing is known."""
+    return _text(hindsight.lines())
+
+
+def _text(lines: Sized[str]) -> str:
+    """Begins with a space, as a line break would join the full stop before it to one token."""
+    return " " + "\n".join([HEADER, *lines]) if lines else ""
+
+
 def block_tokens(hindsight: Hindsight, tokenizer: ChatTokenizer, limit: int) -> np.ndarray:
     """int32 [n <= limit]: the block. Lines are left out from the last on until it fits; nothing where none is left."""
     lines = hindsight.lines()
     while lines:
-        tokens = tokenizer.encode("\n".join(["", HEADER, *lines]))
+        tokens = tokenizer.encode(_text(lines))
         if len(tokens) <= limit:
             return tokens
         lines.pop()

@@ -55,7 +55,7 @@ def _ask(example: Example, style: Style) -> dict:
     question = example.question.strip()
     if not _TAG.sub("", question).strip():
         raise DataError(f"{example.id}: the question is empty; give it a text besides its media tags")
-    text = "\n".join([question, *lettered(example), *_instruction(example, style)])
+    text = "\n".join([question, *lettered(example), *_instruction(example, style)]) + example.hint
     return {"role": "user", "content": _place_media(example, text)}
 
 

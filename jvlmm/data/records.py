@@ -142,6 +142,7 @@ def example_of_row(row: Any, root: Path) -> Example:
         question_type=_text(row, "question_type", "general"),
         response=_text(row, "response") if "response" in row else None,
         learn=_texts(row.get("learn", []), "learn"),
+        hint=_text(row, "hint", ""),
         earlier=tuple(_turn(turn, root) for turn in _list(row.get("earlier", []), "earlier")),
         benchmark=_text(row, "benchmark", ""),
         split=_text(row, "split", ""),

@@ -25,6 +25,7 @@ from jvlmm.data.records import read_records
 from jvlmm.data.rejections import Rejections
 from jvlmm.errors import ConfigError
 from jvlmm.recipes.recipe import Run
+from jvlmm.training.hindsight_writing import hinted
 from jvlmm.video.budget import PixelOptions
 from jvlmm.video.limits import Limits
 from jvlmm.video.sampling import FrameOptions
@@ -34,6 +35,7 @@ _CHANGES = {  # of a row, by view
     "answer": direct,
     "open": open_ended,
     "explained": explained,
+    "hinted": hinted,
     "lettered": lettered,
     "lettered_pairs": lettered_pairs,
 }
@@ -44,7 +46,8 @@ class Source:
     """Examples of one split of a Moving Shapes folder, or of one neutral JSONL file.
 
     `view` chooses what is to be learnt: the reasoned `response` of a row, its bare `answer`, the answer to the `open`
-    question without options, the answer `explained` by the thought as plain text, a `lettered` list of its options
+    question without options, the answer `explained` by the thought as plain text, the `response` to the question
+    `hinted` as a teacher with hindsight reads it, a `lettered` list of its options
     without the media, one of `lettered_pairs` of words, or the `captions` of its scene (the last two only of Moving
     Shapes). `turns` above 1 asks so many questions about the same media in one conversation. `repeat` makes a source
     weigh more.
@@ -52,7 +55,9 @@ class Source:
 
     path: str  # or stage:NAME
     split: str = "train"
-    view: Literal["response", "answer", "open", "explained", "lettered", "lettered_pairs", "captions"] = "response"
+    view: Literal["response", "answer", "open", "explained", "hinted", "lettered", "lettered_pairs", "captions"] = (
+        "response"
+    )
     question_types: tuple[str, ...] = ()  # or kinds of captions; () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None  # of what the types leave

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jvlmm.data.hindsight import LEAKS, Hindsight, block_tokens, hindsight_of
+from jvlmm.data.example import Example
+from jvlmm.data.hindsight import LEAKS, Hindsight, block_text, block_tokens, hindsight_of
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError, DataError
 from jvlmm.judges.endpoint import EndpointOptions
@@ -87,17 +88,29 @@ class HindsightWriter:
         return [[next(said) for _ in group.texts] for group in groups], figures
 
     def _hindsight(self, group: Group, number: int, feedback: str) -> Hindsight:
-        lines, example = self.options.lines, group.prompt.example
-        demonstration = (example.response or "") if "demonstration" in lines else ""
-        if "sibling" in lines:
-            demonstration = _best_other(group, number) or demonstration
-        moments: tuple[float, ...] = ()
-        if "moments" in lines:
-            with suppress(DataError):  # what cannot be read is one line less
-                moments = tuple(frame.time for frame in key_frames(example))
-        known = hindsight_of(example, moments, feedback, demonstration)
-        unwanted = {"answer": "", "window": None}
-        return replace(known, **{name: nothing for name, nothing in unwanted.items() if name not in lines})
+        lines = self.options.lines
+        sibling = _best_other(group, number) if "sibling" in lines else ""
+        return known_of(group.prompt.example, lines, feedback, sibling)
+
+
+def known_of(example: Example, lines: Sized[Line], feedback: str = "", sibling: str = "") -> Hindsight:
+    """What the example gives of these lines, and what is said of one rollout; a sibling comes before its response."""
+    demonstration = sibling or ((example.response or "") if "demonstration" in lines else "")
+    moments: tuple[float, ...] = ()
+    if "moments" in lines:
+        with suppress(DataError):  # what cannot be read is one line less
+            moments = tuple(frame.time for frame in key_frames(example))
+    known = hindsight_of(example, moments, feedback, demonstration)
+    unwanted = {"answer": "", "window": None}
+    return replace(known, **{name: nothing for name, nothing in unwanted.items() if name not in lines})
+
+
+def hinted(example: Example) -> Example:
+    """The same question, asked with the answer, the window and the moments as a teacher reads them.
+
+    A model that has learnt from such questions to use hindsight can teach with it.
+    """
+    return replace(example, hint=block_text(known_of(example, ("answer", "window", "moments"))))
 
 
 def _best_other(group: Group, number: int) -> str:

@@ -6,7 +6,7 @@ import pytest
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example
 from jvlmm.data.groups import Rollout, collate_groups
-from jvlmm.data.hindsight import HEADER, Hindsight, block_tokens, hindsight_of, privileged, split_prompt
+from jvlmm.data.hindsight import HEADER, Hindsight, block_text, block_tokens, hindsight_of, privileged, split_prompt
 from jvlmm.errors import DataError
 
 CHOICE = Example("m", "Which way?", "B", "mcq", options=("left", "right"), meta={"window": [1, 2.5]})
@@ -26,10 +26,22 @@ def test_lines_stand_only_where_something_is_known():
 def test_the_block_leaves_out_lines_from_the_last_on_until_it_fits(tokenizer):
     full = hindsight_of(CHOICE, (1.5,), "Look again at the end of the clip.")
     whole = block_tokens(full, tokenizer, 10_000)
-    assert tokenizer.decode(whole).split("\n") == ["", HEADER, *full.lines()]
+    assert tokenizer.decode(whole).split("\n") == [f" {HEADER}", *full.lines()]
     shorter = block_tokens(full, tokenizer, len(whole) - 1)
-    assert tokenizer.decode(shorter).split("\n")[2:] == full.lines()[:3]
+    assert tokenizer.decode(shorter).split("\n")[1:] == full.lines()[:3]
     assert len(block_tokens(full, tokenizer, 3)) == 0 and len(block_tokens(Hindsight(), tokenizer, 99)) == 0
+
+
+def test_a_question_with_the_block_as_its_hint_is_what_the_teacher_reads(drawing, tokenizer):
+    known = hindsight_of(CHOICE, (1.5,), "")
+    asked, hinted = (
+        drawing.processor(style="think").prompt(drawing.example(hint=hint)) for hint in ("", block_text(known))
+    )
+    shared, tail = split_prompt(asked, tokenizer)
+    np.testing.assert_array_equal(
+        hinted.tokens, np.concatenate([shared.tokens, block_tokens(known, tokenizer, 999), tail])
+    )
+    assert hinted.length > asked.length and block_text(Hindsight()) == ""
 
 
 def test_the_teacher_reads_the_students_prompt_then_hindsight_then_the_same_completion(

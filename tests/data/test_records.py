@@ -38,7 +38,7 @@ def _examples(draw):
         for _ in range(draw(st.integers(0, 2)))
     ]
     meta = draw(st.dictionaries(_text, st.none() | st.integers() | _text | st.lists(st.integers()), max_size=3))
-    fields = {name: draw(_text) for name in ("benchmark", "split")}
+    fields = {name: draw(_text) for name in ("benchmark", "split", "hint")}
     return kind, options, response, answer, media, meta, fields, draw(_text.filter(str.strip)), draw(_name)
 
 

@@ -11,6 +11,7 @@ from jvlmm.models.attention import attend
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
+@jax.default_matmul_precision("highest")
 def test_it_equals_the_reference_forward_and_backward(causal, packed):
     key = jax.random.key(0)
     shapes = ((2, 4, 24, 16), (2, 2, 24, 16), (2, 2, 24, 16), (2, 24, 4, 16))
@@ -33,3 +34,26 @@ def test_it_is_for_half_precision_and_several_queries():
 
     assert fits() and fits(head_dim=80)
     assert not fits(dtype=jnp.float32) and not fits(length=1) and not fits(head_dim=160) and not fits(head_dim=20)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU: JAX_PLATFORMS=cuda")
+@pytest.mark.parametrize(("causal", "head_dim"), [(True, 128), (False, 80)])
+def test_the_kernel_itself_equals_the_reference(causal, head_dim):
+    key = jax.random.key(0)
+    shapes = ((2, 8, 256, head_dim), (2, 4, 256, head_dim), (2, 4, 256, head_dim), (2, 256, 8, head_dim))
+    *arrays, weights = (jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 4), shapes, strict=True))
+    arrays = [x.astype(jnp.bfloat16) for x in arrays]
+    segments = jnp.array(np.repeat([[1, 2, 3, 0], [1, 1, 2, 3]], 64, axis=1), jnp.int32)
+
+    def outcome(function, arrays):
+        mixed = lambda x: jnp.sum(weights * function(*x, segments, segments, causal))  # noqa: E731
+        return function(*arrays, segments, segments, causal), jax.grad(mixed)(arrays)
+
+    found = outcome(cudnn.attend, arrays)
+    with jax.default_matmul_precision("highest"):
+        expected = outcome(attend, [x.astype(jnp.float32) for x in arrays])
+    used = np.array(segments > 0)[:, :, None, None]
+    np.testing.assert_allclose(found[0] * used, expected[0] * used, rtol=0.02, atol=0.02)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a.astype(np.float32), b, rtol=0.02, atol=0.06), found[1], expected[1]
+    )

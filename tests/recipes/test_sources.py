@@ -3,6 +3,7 @@
 import pytest
 
 from jvlmm.data.example import Example, Media
+from jvlmm.data.hindsight import HEADER
 from jvlmm.data.records import read_examples, write_examples
 from jvlmm.data.rejections import Rejections
 from jvlmm.errors import ConfigError
@@ -31,6 +32,11 @@ def _open(path, **options):
 def test_views_and_repetition(path):
     assert [e.response for e in _open(path)] == ["r0", "r1", "r2", "r3"]
     assert [e.response for e in _open(path, view="answer", repeat=2)] == ["0", "1", "2", "3"] * 2
+
+
+def test_hinted_questions_bring_what_a_teacher_would_be_told(path):
+    (example, *_) = _open(path, view="hinted")
+    assert example.response == "r0" and example.hint == f" {HEADER}\nVerified answer: 0"
 
 
 def test_turns_join_questions_about_the_same_media(path):

@@ -110,7 +110,7 @@ def test_its_words_are_those_of_a_row_with_hindsight_for_each_rollout(taught, co
     for row, (group, gold) in enumerate(zip(groups, ("A. red", "B. not"), strict=True)):
         prompt = group.prompt.sequence
         end = int(np.flatnonzero(prompt.tokens == tokenizer.eos_id)[-1])
-        block = tokenizer.encode(f"\n{HEADER}\nVerified answer: {gold}")
+        block = tokenizer.encode(f" {HEADER}\nVerified answer: {gold}")
         tokens = np.concatenate([prompt.tokens[:end], block, prompt.tokens[end:]])
         begin = prompt.positions[0, end - 1] + 1 if end == prompt.length else int(prompt.positions[:, end].max())
         features = None
