@@ -39,6 +39,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
 from jvlmm.errors import ConfigError
 from jvlmm.models.cache import GroupCache, KVCache, Stores, cache_from_prompt
@@ -48,7 +49,7 @@ from jvlmm.models.log_probs import logits_at, project, tiled_best_words, tiled_l
 from jvlmm.models.shared_prefix import SharedPrefix
 from jvlmm.models.vision import PatchMerger, VisionTower
 from jvlmm.models.vision_inputs import VisionInputs, build_vision_inputs
-from jvlmm.sharding.rules import constrain
+from jvlmm.sharding.rules import ShardingRules, constrain, laid_out, named_shardings
 
 Params = Mapping[str, Any]
 _STACKS = (("vision", "blocks"), ("decoder", "layers"))
@@ -126,6 +127,16 @@ def abstract_params(config: ModelConfig) -> tuple[Params, Params]:
     # `unbox` would place arrays on the current mesh; the names and shapes are wanted without one.
     shapes = jax.tree.map(lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype), boxed, is_leaf=_is_box)
     return shapes, jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
+
+
+def params_on_mesh(config: ModelConfig, mesh: Mesh | AbstractMesh, rules: ShardingRules) -> tuple[Params, Any]:
+    """(ShapeDtypeStructs of `init_params` that say how they lie on a mesh, their shardings alone).
+
+    Raises ConfigError naming a parameter that the mesh does not divide.
+    """
+    shapes, logical = abstract_params(config)
+    shardings = named_shardings(mesh, rules, logical, shapes)
+    return laid_out(shapes, shardings), shardings
 
 
 @lru_cache(maxsize=8)

@@ -19,13 +19,13 @@ from jvlmm.models.activations import (
 )
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import on_mesh
-from jvlmm.models.qwen2_5_vl import abstract_params
+from jvlmm.models.qwen2_5_vl import params_on_mesh
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generate import DecodeState, axes_of, decode_until, start, traced_options
 from jvlmm.rollout.sampling import SamplingOptions, row_keys
 from jvlmm.sharding.batches import batch_shardings
 from jvlmm.sharding.estimate import Estimate, device_bytes
-from jvlmm.sharding.rules import ShardingRules, fitting_shardings, laid_out, named_shardings, replicated
+from jvlmm.sharding.rules import ShardingRules, fitting_shardings, laid_out, replicated
 
 
 class AbstractGeneration:
@@ -51,8 +51,7 @@ class AbstractGeneration:
     @cached_property
     def params(self) -> Any:
         """The weights, as they lie."""
-        shapes, logical = abstract_params(self.config)
-        return laid_out(shapes, named_shardings(self.mesh, self.rules, logical, shapes))
+        return params_on_mesh(self.config, self.mesh, self.rules)[0]
 
     @cached_property
     def state(self) -> DecodeState:

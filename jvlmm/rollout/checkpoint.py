@@ -15,11 +15,11 @@ from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import DataError
 from jvlmm.models.execution import for_inference, on_mesh
 from jvlmm.models.huggingface import load_config, load_params
-from jvlmm.models.qwen2_5_vl import abstract_params
+from jvlmm.models.qwen2_5_vl import params_on_mesh
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generator import Generator, Response
 from jvlmm.rollout.sampling import SamplingOptions
-from jvlmm.sharding.rules import ShardingRules, named_shardings
+from jvlmm.sharding.rules import ShardingRules
 
 GREEDY = SamplingOptions()
 
@@ -47,8 +47,7 @@ def load_generator(
     ready = Processor(tokenizer, config, processor, decoder)
     shardings = None
     if config.rules is not None:
-        shapes, logical = abstract_params(config)
-        shardings = named_shardings(mesh, rules, logical, shapes)
+        _, shardings = params_on_mesh(config, mesh, rules)
     params = load_params(model_dir, config, shardings)
     return Generator(params, ready, sampling, batch, pipeline, control, mesh)
 

@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import on_mesh
-from jvlmm.models.qwen2_5_vl import abstract_params
+from jvlmm.models.qwen2_5_vl import params_on_mesh
 from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.sharding.batches import batch_shardings, placed
-from jvlmm.sharding.rules import ShardingRules, laid_out, named_shardings
+from jvlmm.sharding.rules import ShardingRules
 from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters, with_adapters
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.policy_loss import Lesson, make_policy_loss
@@ -75,12 +75,15 @@ class PreparedPolicy:
     @property
     def rollout_shapes(self) -> Any:
         """ShapeDtypeStructs of the parameters that sample, which say how they lie."""
-        return laid_out(abstract_params(self.rollout_config)[0], self.rollout_shardings)
+        return self._rollout_params[0]
+
+    @property
+    def rollout_shardings(self) -> Any:
+        return self._rollout_params[1]
 
     @cached_property
-    def rollout_shardings(self) -> Any:
-        shapes, logical = abstract_params(self.rollout_config)
-        return named_shardings(self.meshes.rollout, self.meshes.rules, logical, shapes)
+    def _rollout_params(self):
+        return params_on_mesh(self.rollout_config, self.meshes.rollout, self.meshes.rules)
 
     @cached_property
     def _converted(self):
@@ -113,9 +116,7 @@ def other_model(config: ModelConfig, policy: PreparedPolicy) -> OtherModel:
     like = policy.config
     how = ("scan_layers", "flatten_tokens", "dtype", "mlp_tile", "mlp_parts", "attention", "rules")
     config = replace(config, param_dtype=like.dtype, **{name: getattr(like, name) for name in how})
-    shapes, logical = abstract_params(config)
-    shardings = named_shardings(policy.meshes.training, policy.meshes.rules, logical, shapes)
-    return OtherModel(config, laid_out(shapes, shardings), shardings)
+    return OtherModel(config, *params_on_mesh(config, policy.meshes.training, policy.meshes.rules))
 
 
 def prepare_policy(
