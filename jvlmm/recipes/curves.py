@@ -12,16 +12,19 @@ from jvlmm.recipes.recipe import Run
 from jvlmm.reporting.tables import text_table
 
 _RESAMPLES = 10_000
+_SUMMARY = ("ratio", "ratio_interval", "first_reaches_its_own", "lead", "lead_half_width")
 
 
 @dataclass(frozen=True)
 class CompareCurves:
     """Accuracies on held-out questions along the training of `first` and `second`, stages with the same seeds in order.
 
-    The result, `NAME.json`, has at every evaluation the mean of each method with its 95 % interval (Student's t over
-    the seeds), and the ratio: the steps at which the second's mean reaches the first's last one, for good or not, over
-    all steps. Between evaluations the mean goes straight. Its 95 % interval is that of resampled seeds, the same ones
-    of both methods; infinity, written as null, where the mean is not reached.
+    The result, `NAME.json`, has at every evaluation the mean of each method and of the second's lead by pairs of seeds,
+    with their 95 % intervals (Student's t over the seeds), and the lead over all evaluations; and the ratio: the steps
+    at which the second's mean reaches the first's last one, for good or not, over all steps. Between evaluations the
+    mean goes straight. Its 95 % interval is that of resampled seeds, the same ones of both methods; infinity, written
+    as null, where the mean is not reached. Where the first's own curve is flat it reaches its last mean early itself
+    (`first_reaches_its_own`), and the lead tells more than the ratio.
     """
 
     name: str = "curves"
@@ -44,11 +47,16 @@ class CompareCurves:
             raise ConfigError(f"stage {self.name!r}: the methods were evaluated at steps {steps} and {others}")
         found = compared(np.array(steps), first, second)
         (run.workdir / f"{self.name}.json").write_text(json.dumps(found, indent=1))
-        columns = ("step", "first", "first_half_width", "second", "second_half_width")
-        rows = [[str(row[columns[0]]), *(row[column] for column in columns[1:])] for row in found["curve"]]
-        print(text_table([f"step, {len(first)} seeds", self.first[0], "± 95 %", self.second[0], "± 95 %"], rows))
-        print(f"steps to the first's last mean, over its steps: {found['ratio']} {found['ratio_interval']}", flush=True)
-        return {"path": f"{self.name}.json", **{name: found[name] for name in ("ratio", "ratio_interval")}}
+        rows = [[str(row["step"]), *list(row.values())[1:]] for row in found["curve"]]
+        names = (name for method in (self.first[0], self.second[0], "lead") for name in (method, "± 95 %"))
+        print(text_table([f"step, {len(first)} seeds", *names], rows))
+        print(f"lead over all evaluations: {found['lead']} ± {found['lead_half_width']}")
+        print(
+            f"steps to the first's last mean, over its steps: {found['ratio']} {found['ratio_interval']}; "
+            f"the first itself: {found['first_reaches_its_own']}",
+            flush=True,
+        )
+        return {"path": f"{self.name}.json", **{name: found[name] for name in _SUMMARY}}
 
 
 def curves_of(records: list[dict[str, Any]], stages: tuple[str, ...], figure: str) -> tuple[list[int], np.ndarray]:
@@ -66,12 +74,17 @@ def compared(steps: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int
     drawn = chance.integers(0, seeds, (_RESAMPLES, seeds))
     ratios = [reached(steps, second[of].mean(0), first[of].mean(0)[-1]) / steps[-1] for of in drawn]
     low, high = np.quantile(ratios, (0.025, 0.975), method="nearest")
-    columns = {"first": first.mean(0), "first_half_width": mean_half_width(first)}
-    columns |= {"second": second.mean(0), "second_half_width": mean_half_width(second)}
+    curves = {"first": first, "second": second, "lead": second - first}
+    columns = {}
+    for name, curve in curves.items():
+        columns |= {name: curve.mean(0), f"{name}_half_width": mean_half_width(curve)}
+    lead = curves["lead"].mean(axis=1)
     ratio = reached(steps, second.mean(0), first.mean(0)[-1]) / steps[-1]
     return {
         "ratio": _finite(ratio),
         "ratio_interval": [_finite(low), _finite(high)],
+        "lead": round(float(lead.mean()), 4),
+        "lead_half_width": round(float(mean_half_width(lead)), 4),
         "first_reaches_its_own": _finite(reached(steps, first.mean(0), first.mean(0)[-1]) / steps[-1]),
         "curve": [
             {"step": int(step), **{name: round(float(column[k]), 4) for name, column in columns.items()}}

@@ -33,6 +33,8 @@ def test_intervals_are_those_of_the_seeds():
     assert (last["step"], last["first"], last["second"]) == (40, 0.5, 0.5)
     assert last["first_half_width"] == pytest.approx(12.706 * 0.1, abs=1e-3)  # t of 1 degree of freedom
     assert found["ratio"] == 0.5 and found["ratio_interval"] == [0.5, 0.5] and found["first_reaches_its_own"] == 1
+    assert found["lead"] == pytest.approx((0 + 0.1 + 0.2 + 0) / 4, abs=1e-4) and found["lead_half_width"] == 0
+    assert (found["curve"][1]["lead"], found["curve"][1]["lead_half_width"]) == (0.1, 0)
     never = compared(STEPS, first, first - 0.3)
     assert never["ratio"] is None and never["ratio_interval"][1] is None
 
