@@ -19,7 +19,7 @@ from jvlmm.recipes.small_stages import BASE, policy, thoughts
 from jvlmm.recipes.sources import Source
 from jvlmm.rewards.terms import RewardOptions, RewardTerm
 from jvlmm.training.experience import GroupOptions
-from jvlmm.training.hindsight_writing import HindsightOptions
+from jvlmm.training.hindsight_writing import OF_QUESTION, HindsightOptions
 from jvlmm.training.teaching import TeachingOptions
 
 SEEDS = 5
@@ -35,7 +35,7 @@ REWARDS = RewardOptions(
 )
 TEACHING = TeachingOptions(
     VISDConfig(clip=0.8, strength=1.0, anneal_steps=STEPS),
-    hindsight=HindsightOptions(("answer", "window", "moments")),  # what SFT shows
+    hindsight=HindsightOptions(OF_QUESTION),  # as SFT shows it
     list_every=STEPS,
 )
 

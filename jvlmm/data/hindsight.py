@@ -46,13 +46,11 @@ class Hindsight:
         return found
 
 
-def block_text(hindsight: Hindsight) -> str:
-    """The block as it follows the question; "" where nothing is known."""
-    return _text(hindsight.lines())
+def block_text(lines: Sized[str]) -> str:
+    """The block of `Hindsight.lines` as it follows the question; "" of no lines.
 
-
-def _text(lines: Sized[str]) -> str:
-    """Begins with a space, as a line break would join the full stop before it to one token."""
+    Begins with a space, as a line break would join the full stop before it to one token.
+    """
     return " " + "\n".join([HEADER, *lines]) if lines else ""
 
 
@@ -60,7 +58,7 @@ def block_tokens(hindsight: Hindsight, tokenizer: ChatTokenizer, limit: int) -> 
     """int32 [n <= limit]: the block. Lines are left out from the last on until it fits; nothing where none is left."""
     lines = hindsight.lines()
     while lines:
-        tokens = tokenizer.encode(_text(lines))
+        tokens = tokenizer.encode(block_text(lines))
         if len(tokens) <= limit:
             return tokens
         lines.pop()

@@ -47,7 +47,7 @@ class CompareCurves:
             raise ConfigError(f"stage {self.name!r}: the methods were evaluated at steps {steps} and {others}")
         found = compared(np.array(steps), first, second)
         (run.workdir / f"{self.name}.json").write_text(json.dumps(found, indent=1))
-        rows = [[str(row["step"]), *list(row.values())[1:]] for row in found["curve"]]
+        rows = [[str(step), *figures] for step, *figures in map(dict.values, found["curve"])]
         names = (name for method in (self.first[0], self.second[0], "lead") for name in (method, "± 95 %"))
         print(text_table([f"step, {len(first)} seeds", *names], rows))
         print(f"lead over all evaluations: {found['lead']} ± {found['lead_half_width']}")

@@ -21,6 +21,8 @@ from jvlmm.rewards.claims import key_frames
 from jvlmm.training.experience import Group
 
 Line = Literal["answer", "demonstration", "sibling", "window", "moments", "feedback"]
+OF_QUESTION: tuple[Line, ...] = ("answer", "window", "moments")
+"""What is known before there is a rollout, and `hinted` questions bring."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class HindsightOptions:
     ("sibling"); the window and the moments of the evidence; the judge's feedback.
     """
 
-    lines: tuple[Line, ...] = ("answer", "window", "moments", "feedback")
+    lines: tuple[Line, ...] = (*OF_QUESTION, "feedback")
     judge: Rules | Own | EndpointOptions = field(default_factory=Rules)  # of whom feedback is asked
     max_tokens: int = 2048  # lines that do not fit are left out, from the last on
 
@@ -110,7 +112,7 @@ def hinted(example: Example) -> Example:
 
     A model that has learnt from such questions to use hindsight can teach with it.
     """
-    return replace(example, hint=block_text(known_of(example, ("answer", "window", "moments"))))
+    return replace(example, hint=block_text(known_of(example, OF_QUESTION).lines()))
 
 
 def _best_other(group: Group, number: int) -> str:

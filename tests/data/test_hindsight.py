@@ -35,13 +35,13 @@ def test_the_block_leaves_out_lines_from_the_last_on_until_it_fits(tokenizer):
 def test_a_question_with_the_block_as_its_hint_is_what_the_teacher_reads(drawing, tokenizer):
     known = hindsight_of(CHOICE, (1.5,), "")
     asked, hinted = (
-        drawing.processor(style="think").prompt(drawing.example(hint=hint)) for hint in ("", block_text(known))
+        drawing.processor(style="think").prompt(drawing.example(hint=hint)) for hint in ("", block_text(known.lines()))
     )
     shared, tail = split_prompt(asked, tokenizer)
     np.testing.assert_array_equal(
         hinted.tokens, np.concatenate([shared.tokens, block_tokens(known, tokenizer, 999), tail])
     )
-    assert hinted.length > asked.length and block_text(Hindsight()) == ""
+    assert hinted.length > asked.length and block_text([]) == ""
 
 
 def test_the_teacher_reads_the_students_prompt_then_hindsight_then_the_same_completion(

@@ -1,5 +1,7 @@
 """What surrounds cuDNN's kernel, with jax.nn's own attention in the kernel's place."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,12 @@ import pytest
 
 from jvlmm.models import cudnn
 from jvlmm.models.attention import attend
+
+
+def _outcome(function, arrays, segments, causal, weights):
+    """(the output, the gradients of its sum with these weights)."""
+    mixed = lambda x: jnp.sum(weights * function(*x, segments, segments, causal))  # noqa: E731
+    return function(*arrays, segments, segments, causal), jax.grad(mixed)(arrays)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -18,12 +26,8 @@ def test_it_equals_the_reference_forward_and_backward(causal, packed):
     *arrays, weights = (jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 4), shapes, strict=True))
     segments = jnp.array(np.repeat([[1, 2, 0], [1, 1, 3]], 8, axis=1), jnp.int32) if packed else None
 
-    def outcome(function):
-        mixed = lambda x: jnp.sum(weights * function(*x, segments, segments, causal))  # noqa: E731
-        return function(*arrays, segments, segments, causal), jax.grad(mixed)(arrays)
-
-    expected = outcome(attend)
-    found = outcome(lambda *x: cudnn.attend(*x, implementation="xla"))
+    expected = _outcome(attend, arrays, segments, causal, weights)
+    found = _outcome(partial(cudnn.attend, implementation="xla"), arrays, segments, causal, weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, expected)
 
 
@@ -45,13 +49,9 @@ def test_the_kernel_itself_equals_the_reference(causal, head_dim):
     arrays = [x.astype(jnp.bfloat16) for x in arrays]
     segments = jnp.array(np.repeat([[1, 2, 3, 0], [1, 1, 2, 3]], 64, axis=1), jnp.int32)
 
-    def outcome(function, arrays):
-        mixed = lambda x: jnp.sum(weights * function(*x, segments, segments, causal))  # noqa: E731
-        return function(*arrays, segments, segments, causal), jax.grad(mixed)(arrays)
-
-    found = outcome(cudnn.attend, arrays)
+    found = _outcome(cudnn.attend, arrays, segments, causal, weights)
     with jax.default_matmul_precision("highest"):
-        expected = outcome(attend, [x.astype(jnp.float32) for x in arrays])
+        expected = _outcome(attend, [x.astype(jnp.float32) for x in arrays], segments, causal, weights)
     used = np.array(segments > 0)[:, :, None, None]
     np.testing.assert_allclose(found[0] * used, expected[0] * used, rtol=0.02, atol=0.02)
     jax.tree.map(
