@@ -62,15 +62,15 @@ def ask(name: str, model: str) -> Evaluate:
     )
 
 
-def thoughts(name: str, model: str, steps: int, *more: Source) -> SFT:
-    """To think before it answers; `more` is learnt beside it."""
+def thoughts(name: str, model: str, steps: int, hinted: bool = False) -> SFT:
+    """To think before it answers, or, `hinted`, to use what a teacher is told (see `Source.view`)."""
     return SFT(
         name=name,
         model=model,
-        sources=(Source("stage:data"), *more),
+        sources=(Source("stage:data", view="hinted" if hinted else "response"),),
         steps=steps,
         batch_size=16,
-        length_buckets=(192, 304, 448) if more else (192, 304),
+        length_buckets=(192, 304, 448) if hinted else (192, 304),
         vision=VISION,
         optimizer=OptimizerOptions(learning_rate=2e-3, rule="muon", warmup_steps=20, b2=0.98, freeze=TOWER),
         checkpoint_every=100,
