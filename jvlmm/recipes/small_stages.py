@@ -1,7 +1,7 @@
 """Stages on Moving Shapes that two CPU cores can do: of the quickstart, and of studies over several seeds."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jvlmm
 from jvlmm.data.moving_shapes import MovingShapesOptions
@@ -48,26 +48,26 @@ def study(name: str, objective: GRPOConfig, seeds: int = 3, sft_steps: int = 60,
     )
 
 
-def ask(name: str, model: str) -> Evaluate:
-    """All test questions, greedily, in the reasoning format."""
+def ask(name: str, model: str, question_types: tuple[str, ...] = (), hinted: bool = False) -> Evaluate:
+    """All test questions, greedily, in the reasoning format; `hinted` as a teacher reads them (see `Source.view`)."""
     return Evaluate(
         name=name,
         model=model,
-        sources=(Source("stage:data", split="test"),),
+        sources=(Source("stage:data", "test", _view(hinted), question_types),),
         protocol="think",
         batch_size=64,
-        length_buckets=(144,),
+        length_buckets=(304 if hinted else 144,),
         vision=VISION,
         sampling=SamplingOptions(max_tokens=MAX_TOKENS),
     )
 
 
 def thoughts(name: str, model: str, steps: int, hinted: bool = False) -> SFT:
-    """To think before it answers, or, `hinted`, to use what a teacher is told (see `Source.view`)."""
+    """To think before it answers; `hinted` questions are asked as a teacher reads them."""
     return SFT(
         name=name,
         model=model,
-        sources=(Source("stage:data", view="hinted" if hinted else "response"),),
+        sources=(Source("stage:data", view=_view(hinted)),),
         steps=steps,
         batch_size=16,
         length_buckets=(192, 304, 448) if hinted else (192, 304),
@@ -75,6 +75,10 @@ def thoughts(name: str, model: str, steps: int, hinted: bool = False) -> SFT:
         optimizer=OptimizerOptions(learning_rate=2e-3, rule="muon", warmup_steps=20, b2=0.98, freeze=TOWER),
         checkpoint_every=100,
     )
+
+
+def _view(hinted: bool) -> Literal["hinted", "response"]:
+    return "hinted" if hinted else "response"
 
 
 def policy(
