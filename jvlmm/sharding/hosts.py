@@ -18,9 +18,10 @@ from typing import Any
 import jax
 from jax._src import distributed
 from jax._src.clusters import ClusterEnv
+from jax.errors import JaxRuntimeError
 
 from jvlmm.errors import ConfigError, JvlmmError
-from jvlmm.sharding.watch import AGAIN, GRACE_S, Failure, Watch, announce
+from jvlmm.sharding.watch import AGAIN, GRACE_S, Failure, Watch, announce, await_verdict
 
 VARIABLES = ("JVLMM_COORDINATOR", "JVLMM_NUM_PROCESSES", "JVLMM_PROCESS_ID")
 _HEARTBEAT_S = 50  # of JAX's own service, which ends the job where `Watch` cannot
@@ -28,6 +29,7 @@ _SHUTDOWN_S = 60
 _START_S = 300
 _FOREVER_MS = 7 * 24 * 3600 * 1000  # a process that waits is ended by `Watch` when another one fails
 _POLL_MS = 10_000
+_COLLECTIVES = ("Gloo", "NCCL")  # libraries whose errors tell of a lost connection
 
 
 class AgreedExit(SystemExit):
@@ -155,6 +157,8 @@ def joined(environ: Mapping[str, str]) -> Iterator[None]:
         raise
     except BaseException as error:
         if process_count() > 1:
+            if isinstance(error, JaxRuntimeError) and any(library in str(error) for library in _COLLECTIVES):
+                await_verdict()  # a lost process breaks a collective before its silence is noticed
             failure = Failure(process_index(), _status(error), _reason(error))
             announce(_client(), failure)
             atexit.register(_leave, failure.status)

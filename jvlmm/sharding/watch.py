@@ -33,6 +33,11 @@ def announce(client: Any, failure: Failure) -> None:
         client.key_value_set(f"{_FAILURES}{failure.process}", json.dumps(astuple(failure)))
 
 
+def await_verdict() -> None:
+    """Wait as long as a `Watch` may need to end this process for another one's silence; return if it does not."""
+    time.sleep(_SILENCE_S + GRACE_S + 3 * _PERIOD_S)
+
+
 class Watch(threading.Thread):
     """Beats for its own process, and looks for failures; in process 0 also for processes that no longer beat.
 

@@ -129,6 +129,27 @@ def test_losses_of_one_process_a_kill_and_a_resume_in_another_number(config, alo
     assert_equal(losses(tmp_path), expected)
 
 
+LOST = """
+import os, signal
+from jax.errors import JaxRuntimeError
+from jvlmm.sharding import watch
+from jvlmm.sharding.hosts import joined
+
+watch._SILENCE_S = 6.0
+with joined(os.environ):
+    if os.environ["JVLMM_PROCESS_ID"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+"""
+
+
+def test_a_collective_that_breaks_tells_which_process_is_lost():
+    job = start_processes(LOST, {})
+    outputs = [process.communicate(timeout=120) for process in job]
+    assert [process.returncode for process in job] == [1, -signal.SIGKILL], outputs
+    assert outputs[0][1].splitlines()[-1].startswith("jvlmm: error: process 1 of 2 ended the job: no sign of life for")
+
+
 TERMINATED = """
 import os, signal, sys, time
 from jvlmm.sharding.hosts import joined
