@@ -208,7 +208,7 @@ def wait_for(key: str, wanted: Callable[[], bool], poll_ms: int = _POLL_MS) -> s
     while wanted():
         try:
             return _client().blocking_key_value_get(key, poll_ms)
-        except jax.errors.JaxRuntimeError as error:
+        except JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
     return None
