@@ -4,14 +4,17 @@
 
 A value is parsed by the type of its field, never evaluated. A path segment may select an element of a tuple by the
 element's `name`, and the tuple's own field may be left out: `sft.steps` and `stages.sft.steps` are the same option.
+An element without a name is selected by its number: `sft.sources.0.path`.
 """
 
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -32,9 +35,7 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
         path, separator, text = override.partition("=")
         path = path.strip()
         if not separator or not path:
-            raise ConfigError(
-                f"override {override!r} is not of the form path=value; write for example optimizer.lr=1e-5"
-            )
+            raise ConfigError(f"override {override!r} is not of the form path=value; write for example seed=1")
         segments, annotation = _resolve(config, path)
         _insert(tree, segments, _Leaf(_parse_text(text, annotation, path)), path)
     return _rebuild(config, tree, "")
@@ -104,7 +105,7 @@ def _resolve(config: Any, path: str) -> tuple[list[str], Any]:
                 resolved.append(segment)
                 continue
         if isinstance(node, tuple):
-            element = next((e for e in node if getattr(e, "name", None) == segment), None)
+            element = next((e for key, e in _keyed(node) if key == segment), None)
             if element is None:
                 raise _unknown(config, ".".join(segments[: position + 1]), path, node, segment)
             annotation, node = type(element), element
@@ -114,6 +115,12 @@ def _resolve(config: Any, path: str) -> tuple[list[str], Any]:
             raise ConfigError(f"option {path!r}: {'.'.join(segments[:position])!r} is a single value, it has no fields")
         resolved.append(segment)
     return resolved, annotation
+
+
+def _keyed(elements: tuple[Any, ...]) -> list[tuple[str, Any]]:
+    """The groups of options in a tuple with what selects each in a path: its name, or its number where it has none."""
+    groups = [(number, e) for number, e in enumerate(elements) if dataclasses.is_dataclass(e)]
+    return [(getattr(e, "name", "") or str(number), e) for number, e in groups]
 
 
 def _holder_of(node: Any, name: str) -> str | None:
@@ -138,7 +145,7 @@ def _default_of(annotation: Any) -> Any:
 
 def _unknown(config: Any, prefix: str, path: str, node: Any, segment: str) -> ConfigError:
     if isinstance(node, tuple):
-        valid = [e.name for e in node if hasattr(e, "name")]
+        valid = [key for key, _ in _keyed(node)]
         where = "no element of that name"
     else:
         valid = [f.name for f in dataclasses.fields(node)]
@@ -170,24 +177,77 @@ def _rebuild(node: Any, tree: Any, path: str, annotation: Any = None) -> Any:
         return tree.value
     node = _default_of(annotation) if node is None else node
     if isinstance(node, tuple):
-        return tuple(_rebuild(e, tree[e.name], f"{path}.{e.name}") if _named_in(e, tree) else e for e in node)
+        keys = {id(element): key for key, element in _keyed(node) if key in tree}
+        return tuple(_rebuild(e, tree[keys[id(e)]], f"{path}.{keys[id(e)]}") if id(e) in keys else e for e in node)
     if isinstance(node, Mapping):
         return {**node, **{key: _rebuild(node.get(key), branch, f"{path}.{key}") for key, branch in tree.items()}}
     hints = typing.get_type_hints(type(node))
     changes = {k: _rebuild(getattr(node, k), b, f"{path}.{k}".lstrip("."), hints[k]) for k, b in tree.items()}
-    return _construct(lambda: dataclasses.replace(node, **changes), path or type(node).__name__) if changes else node
+    if not changes:
+        return node
+    return _construct(lambda: dataclasses.replace(node, **changes), path, node)
 
 
-def _named_in(element: Any, tree: Mapping[str, Any]) -> bool:
-    return getattr(element, "name", None) in tree
-
-
-def _construct(build: typing.Callable[[], T], path: str) -> T:
-    """Runs a constructor; what its own checks refuse becomes a ConfigError that names the group of options."""
+def _construct(build: typing.Callable[[], T], path: str, group: Any) -> T:
+    """Runs a constructor; what its own checks refuse becomes a ConfigError that names each option by its full path."""
     try:
-        return build()
+        with naming_options(group, path):
+            return build()
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        kind = group if isinstance(group, type) else type(group)
+        raise ConfigError(f"{path or kind.__name__}: {error}") from None
+
+
+# --- Names in messages ----------------------------------------------------------------------------------------------
+
+# An option as a message names it: dotted, or a single name that stands before an equals sign.
+_NAMED = re.compile(r"(?<![\w.'/-])(?:[a-z_]\w*(?:\.[a-z_]\w*)+(?![\w(/])|[a-z_]\w*(?= ?=(?!=)))")
+
+
+@contextmanager
+def naming_options(config: Any, path: str = "") -> Iterator[None]:
+    """Completes the options that a ConfigError raised inside names, so that each can be typed as it stands.
+
+    A group of options knows its fields and not where it stands: its check says `frames.fps=0`, or `warmup_steps = 500`.
+    Below `path`, the place of the dataclass `config`, that becomes `sft.vision.frames.fps=0`. Of several options that
+    end so the one with the shortest path is meant; names that fit no option, or several equally, stay as they are.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        paths = [f"{path}.{option}".lstrip(".") for option in _option_paths(config)]
+        own = {field.name for field in dataclasses.fields(config)}
+        text = _NAMED.sub(lambda match: _completed(match[0], paths, path, own), str(error))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
+
+
+def _completed(name: str, paths: Sequence[str], place: str, own: set[str]) -> str:
+    """The full path of the option that a message calls `name`."""
+    first, _, rest = name.partition(".")
+    for tail in (name, rest if rest in own or first == place else ""):
+        if not tail or tail in paths:
+            return tail or name
+        fitting = sorted((path for path in paths if path.endswith(f".{tail}")), key=lambda path: path.count("."))
+        if fitting and (len(fitting) == 1 or fitting[0].count(".") < fitting[1].count(".")):
+            return fitting[0]
+    return name
+
+
+def _option_paths(config: Any) -> Iterator[str]:
+    """Dotted paths of all options below a dataclass or its class, those of groups that are none so far included."""
+    hints = typing.get_type_hints(config if isinstance(config, type) else type(config))
+    for field in dataclasses.fields(config):
+        yield field.name
+        value = None if isinstance(config, type) else getattr(config, field.name)
+        value = _default_of(hints[field.name]) if value is None else value
+        groups = [(field.name, value)]
+        if isinstance(value, tuple):
+            groups = [(f"{field.name}.{key}", element) for key, element in _keyed(value)]
+        for name, group in groups:
+            if dataclasses.is_dataclass(group):
+                yield from (f"{name}.{path}" for path in _option_paths(group))
 
 
 # --- Values --------------------------------------------------------------------------------------------------------
@@ -262,6 +322,9 @@ def _parse_tuple(text: str, annotation: Any, path: str) -> tuple[Any, ...]:
         return _from_plain(json.loads(text), annotation, path)
     except (json.JSONDecodeError, ConfigError):
         inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+    groups = [cls for kind in typing.get_args(annotation) for cls in _members(kind) if dataclasses.is_dataclass(cls)]
+    if groups and inner.strip():
+        raise _list_of_groups(text, groups[0], path)
     parts = [part.strip() for part in inner.split(",")] if inner.strip() else []
     if parts and parts[-1] == "":
         parts.pop()
@@ -269,6 +332,27 @@ def _parse_tuple(text: str, annotation: Any, path: str) -> tuple[Any, ...]:
     if kinds is None:
         raise _mismatch(path, text, annotation)
     return tuple(_parse_text(part, kind, path) for part, kind in zip(parts, kinds, strict=True))
+
+
+def _list_of_groups(text: str, group: type, path: str) -> ConfigError:
+    """How a tuple of groups of options is written on a command line, where `text` is no such thing."""
+    needed = [f.name for f in dataclasses.fields(group) if _is_needed(f)] or [dataclasses.fields(group)[0].name]
+    example = json.dumps([dict.fromkeys(needed, "…")], ensure_ascii=False)
+    try:
+        _from_plain(json.loads(text), tuple[group, ...], path)
+        reason = ""
+    except json.JSONDecodeError:
+        reason = f"{text!r} is no JSON; "
+    except ConfigError as error:
+        reason = f"{error}; "
+    return ConfigError(
+        f"option {path!r} is a list of groups of options ({group.__name__}): {reason}write it as JSON, "
+        f"{path}='{example}', or set a field of one that is there by its name or number, {path}.0.{needed[0]}=…"
+    )
+
+
+def _is_needed(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _parse_json(text: str, annotation: Any, path: str) -> Any:
@@ -377,7 +461,7 @@ def _dataclass_from_plain(value: Mapping[str, Any], classes: Sequence[type], pat
                 f"unknown option {full!r}: {name} has no field {key!r}; {hint} Valid here: {', '.join(fields)}"
             )
     given = {k: _from_plain(v, hints[k], f"{path}.{k}".lstrip(".")) for k, v in value.items() if k in fields}
-    return _construct(lambda: cls(**given), path or name)
+    return _construct(lambda: cls(**given), path, cls)
 
 
 def _flatten(plain: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jvlmm.config import apply_overrides, config_diff, from_dict, from_json, to_dict, to_json
+from jvlmm.config import apply_overrides, config_diff, from_dict, from_json, naming_options, to_dict, to_json
 from jvlmm.errors import ConfigError
 
 
@@ -195,3 +195,92 @@ def test_from_json_refuses_what_is_not_json_and_fills_defaults():
 def test_config_diff_addresses_stages_by_name():
     old, new = Recipe(), apply_overrides(Recipe(), ["sft.steps=11", "size=1,3"])
     assert config_diff(to_dict(old), new) == {"size": ([1, 2], [1, 3]), "stages.sft.steps": (10, 11)}
+
+
+@dataclass(frozen=True)
+class Frames:
+    fps: float = 2.0
+    num_frames: int | None = None
+
+    def __post_init__(self):
+        if self.fps <= 0:
+            raise ConfigError(f"frames.fps={self.fps} must be above 0; with num_frames = 8 it has no effect")
+
+
+@dataclass(frozen=True)
+class Vision:
+    frames: Frames = field(default_factory=Frames)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    fsdp: int = 1
+
+
+@dataclass(frozen=True)
+class Rollout:
+    rows: int = 8
+    mesh: Mesh = field(default_factory=Mesh)
+
+
+@dataclass(frozen=True)
+class Data:
+    path: str
+    split: str = "train"
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Policy:
+    name: str = "grpo"
+    sources: tuple[Data, ...] = (Data("a.jsonl"), Data("b.jsonl", name="b"))
+    vision: Vision = field(default_factory=Vision)
+    mesh: Mesh = field(default_factory=Mesh)
+    rollout: Rollout = field(default_factory=Rollout)
+    lora: Lora | None = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    stages: tuple[Policy, ...] = (Policy(),)
+
+
+def test_a_refused_value_is_named_by_the_path_that_was_typed():
+    with pytest.raises(ConfigError, match=r"stages\.grpo\.vision\.frames\.fps=0\.0 must") as caught:
+        apply_overrides(Whole(), ["grpo.vision.frames.fps=0"])
+    assert "stages.grpo.vision.frames.num_frames = 8" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("mesh.fsdp=3 is odd", "grpo.mesh.fsdp=3 is odd"),
+        ("rollout.mesh.fsdp=3", "grpo.rollout.mesh.fsdp=3"),
+        ("fps = 0: too few", "grpo.vision.frames.fps = 0: too few"),
+        ("lora.rank=0", "grpo.lora.rank=0"),  # a group that is none so far
+        ("grpo.rows=1", "grpo.rollout.rows=1"),
+        ("train.jsonl, path.py and axis fsdp stay", "train.jsonl, path.py and axis fsdp stay"),
+        ("fsdp=2 is one of two options of that name", "grpo.mesh.fsdp=2 is one of two options of that name"),
+        ("steps=2 is no option here", "steps=2 is no option here"),
+    ],
+)
+def test_names_in_messages_become_full_paths(said, told):
+    with pytest.raises(ConfigError) as caught, naming_options(Policy(), "grpo"):
+        raise ConfigError(said)
+    assert str(caught.value) == told
+
+
+def test_groups_in_a_tuple_are_set_by_name_by_number_and_whole():
+    changed = apply_overrides(Whole(), ["grpo.sources.b.split=test", "grpo.sources.0.path=c.jsonl"])
+    assert changed.stages[0].sources == (Data("c.jsonl"), Data("b.jsonl", "test", "b"))
+    whole = apply_overrides(Whole(), ['grpo.sources=[{"path": "d.jsonl"}]'])
+    assert whole.stages[0].sources == (Data("d.jsonl"),)
+
+
+@pytest.mark.parametrize("text", ["d.jsonl", '[{"paht": "d.jsonl"}]', "[3]"])
+def test_a_tuple_of_groups_says_how_it_is_written(text):
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(Whole(), [f"grpo.sources={text}"])
+    message = str(caught.value)
+    assert """grpo.sources='[{"path": "…"}]'""" in message
+    assert "grpo.sources.0.path=…" in message

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from jvlmm.cli.options import MediaOptions
 from jvlmm.cli.verb import Result
-from jvlmm.config import apply_overrides
+from jvlmm.config import apply_overrides, naming_options
 from jvlmm.data.example import Media
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps
@@ -51,7 +51,7 @@ def answer(
         max_length=options.max_length,
         timestamps=options.timestamps,
     )
-    with Decoder(limits=options.limits) as decoder:
+    with naming_options(options), Decoder(limits=options.limits) as decoder:
         control = PLAIN if options.vreason is None else VReason(options.vreason)
         response = asdict(generate_answer(model, media, question, decoder, processor, options.sampling, control))
     left_out = ["id", "error"]

@@ -40,7 +40,7 @@ def evaluate(args: argparse.Namespace) -> Result:
     """The figures and where the predictions lie."""
     from pathlib import Path
 
-    from jvlmm.config import apply_overrides
+    from jvlmm.config import apply_overrides, naming_options
     from jvlmm.data.processor_files import checkpoint_pixels
     from jvlmm.recipes.evaluating import Evaluate
     from jvlmm.recipes.recipe import Run
@@ -57,7 +57,9 @@ def evaluate(args: argparse.Namespace) -> Result:
         vreason=asked(args),
     )
     out = Path(args.out)
-    result = apply_overrides(stage, args.overrides).run(Run(out, seed=0))
+    stage = apply_overrides(stage, args.overrides)
+    with naming_options(stage):
+        result = stage.run(Run(out, seed=0))
     return {**result["evaluation"], "predictions": str(out / result["path"])}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jvlmm.config import apply_overrides
+from jvlmm.config import apply_overrides, naming_options
 from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.presets import PRESETS, RELEASED
@@ -59,7 +59,9 @@ def programs_of(
     """Programs of all stages that have some."""
     for stage in recipe.stages:
         if hasattr(stage, "programs"):
-            yield from stage.programs(stage_shape(recipe, stage), devices, platform, media)
+            with naming_options(stage, stage.name):
+                programs = stage.programs(stage_shape(recipe, stage), devices, platform, media)
+            yield from programs
 
 
 def stage_shape(recipe: Recipe, stage: Any) -> ModelConfig:

@@ -74,6 +74,12 @@ class Run:
         return self.workdir / self.results[name]["path"]
 
 
+_WHAT_A_RECIPE_IS = (
+    "a recipe is a Python file with a function recipe(), such as configs/quickstart.py; single options are given "
+    "behind it, as in sft.steps=100"
+)
+
+
 def load_recipe(path: str | Path) -> Recipe:
     """Read a configuration file: plain Python with one function `recipe()`.
 
@@ -81,14 +87,18 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration file; pass a Python file with a function recipe()")
+        problem = "is a folder" if path.is_dir() else "no such configuration file"
+        raise ConfigError(f"{path}: {problem}; {_WHAT_A_RECIPE_IS}")
+    if path.suffix != ".py":
+        known = ", the options of a run as they were resolved" if path.name == "config.json" else ""
+        raise ConfigError(f"{path}: is no recipe{known}; {_WHAT_A_RECIPE_IS}")
     spec = importlib.util.spec_from_file_location(f"jvlmm_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         recipe = module.recipe()
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except Exception as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}; the file must define recipe()") from error
     if not isinstance(recipe, Recipe):

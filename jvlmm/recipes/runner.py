@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jvlmm import __version__
-from jvlmm.config import apply_overrides, config_diff, to_json
+from jvlmm.config import apply_overrides, config_diff, naming_options, to_json
 from jvlmm.errors import ConfigError, JvlmmError
 from jvlmm.recipes.recipe import Recipe, Run, Stage, load_recipe
 from jvlmm.sharding.hosts import from_first
@@ -34,7 +34,8 @@ def run_recipe(
     """
     recipe = apply_overrides(load_recipe(config_path), list(overrides))
     for stage in recipe.stages:
-        getattr(stage, "check", lambda: None)()
+        with naming_options(stage, stage.name):
+            getattr(stage, "check", lambda: None)()
     folder = Path(workdir if workdir is not None else recipe.workdir).expanduser().resolve()
     agree_on_config(replace(recipe, workdir=""))
     from_first("directory", lambda: claim_directory(folder, replace(recipe, workdir="")))
@@ -58,10 +59,11 @@ def run_stage(stage: Stage, run: Run, label: str) -> dict[str, Any]:
         print(f"{label} {stage.name}" + (": done before" if done else ""), flush=True)
     if done:
         return done
-    if getattr(stage, "in_all_processes", False):
-        result = stage.run(run)
-    else:
-        result = from_first(f"{stage.name} result", lambda: stage.run(run))
+    with naming_options(stage, stage.name):
+        if getattr(stage, "in_all_processes", False):
+            result = stage.run(run)
+        else:
+            result = from_first(f"{stage.name} result", lambda: stage.run(run))
     result = {**result, "seconds": round(time.time() - start, 1)}
     if first:
         write_atomically(path, json.dumps(result, indent=1))

@@ -115,6 +115,28 @@ def test_a_missing_configuration_file(tmp_path):
         load_recipe(tmp_path / "none.py")
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "config.json", "weights.safetensors", ""])
+def test_what_is_no_recipe_says_what_one_is(tmp_path, name):
+    """A file of another kind is never executed."""
+    if name:
+        (tmp_path / name).write_text("raise SystemExit")
+    with pytest.raises(ConfigError, match=r"a recipe is a Python file with a function recipe\(\)"):
+        load_recipe(tmp_path / name)
+
+
+def test_options_are_named_as_they_are_typed_where_a_stage_refuses_them(tmp_path):
+    """The check of a run knows the option; the stage knows where it stands."""
+    path = tmp_path / "late.py"
+    path.write_text(
+        CONFIG.replace(
+            'raise RuntimeError("broken")',
+            'from jvlmm.errors import ConfigError; raise ConfigError(f"text = {self.text} is no text")',
+        ).replace("FLAG", str(tmp_path))
+    )
+    with pytest.raises(ConfigError, match=r"^two\.text = y is no text$"):
+        run_recipe(path, tmp_path / "run", ("two.text=y",))
+
+
 def test_references_to_stages(tmp_path):
     run = Run(tmp_path, 0, {"sft": {"path": "models/sft"}})
     assert run.resolve("stage:sft") == tmp_path / "models/sft"
