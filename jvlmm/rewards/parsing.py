@@ -1,36 +1,35 @@
-"""Reading an answer out of what a model wrote: total functions of strings, None where there is nothing to read."""
+"""Reading an answer out of what a model wrote: total functions of strings.
 
-import math
+`read_*` tell nothing to read from several possible readings; `parse_*` have None for both. No reading is a guess: of
+"5-6" and of "A or B" nothing is taken.
+"""
+
 import re
-import string
-import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
+
+from jvlmm.rewards.box_reading import read_boxes
+from jvlmm.rewards.choice_reading import read_choice, read_choices, without_letters
+from jvlmm.rewards.number_reading import read_number
+from jvlmm.rewards.plain_text import AMBIGUOUS, NOTHING, Reading, normalize_text
+from jvlmm.rewards.span_reading import read_span
+
+__all__ = [
+    *("Answer", "Box", "Reading", "Span", "extract_answer", "format_ok", "normalize_text", "parse_boxes"),
+    *("parse_choice", "parse_choices", "parse_decimal", "parse_number", "parse_span", "parse_yesno"),
+    *("read_boxes", "read_choice", "read_choices", "read_number", "read_span", "read_text", "read_yesno"),
+    "without_letters",
+]
 
 Span = tuple[float, float]  # start, end in seconds, as written: the end may precede the start
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 
 _FORMAT = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d{1,3}\b)?")
-_NUMBER_WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six"),
-    *("seven", "eight", "nine", "ten", "eleven", "twelve"),
-)
-_TIME = r"(?:\d+(?::\d{1,2}){1,2}(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-_SPAN = re.compile(
-    rf"(?<![\w.:])(-?{_TIME})\s*(?:s|secs?|seconds?)?\s*(?:to|and|until|till|-|–|—|,)\s*({_TIME})(?![\d:])",
-    re.IGNORECASE,
-)
-_FLOAT = r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+))\s*"
-_BOX = re.compile(rf"[\[(]{_FLOAT},{_FLOAT},{_FLOAT},{_FLOAT}[\])]")
-_BARE_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,]?")
-_LEADING_LETTER = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[.:)])")
-_LABELLED_LETTER = re.compile(r"(?<!\w)[(\[]?([A-Z])[)\].:](?!\w)")
-_STATED_LETTER = re.compile(r"\b(?i:answer|option|choice)(?:\s+is)?\s*:?\s*[(\[]?([A-Z])(?![\w'])")
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+_YES_NO = {"yes": "yes", "no": "no", "true": "yes", "false": "no"}
+_CHINESE_YES_NO = re.compile("(不是|不对|不正确|没有|否|不)|(是的?|对的?|正确)")
+_DENIED = re.compile(r"\b(?:not|isnt|never|cannot)\s+(?:\w+\s+)?(?:yes|no|true|false)\b")
 
 
 class Answer(NamedTuple):
@@ -58,39 +57,14 @@ def extract_answer(text: str) -> Answer:
     return Answer(text.strip(), "whole")
 
 
-def normalize_text(text: str) -> str:
-    """Case, articles, punctuation and runs of white space removed (the normalisation of SQuAD, on NFKC text)."""
-    plain = unicodedata.normalize("NFKC", text).casefold().translate(_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", plain).split())
-
-
 def parse_choice(text: str, options: Sequence[str] = ()) -> str | None:
-    """The upper-case letter of the option meant by `B`, `B.`, `(B)`, `[B]`, `B. text`, "the answer is B" or its text.
+    r"""The upper-case letter of the option meant by `B`, `B.`, `(B)`, `**B**`, `\boxed{B}`, `B. text`, `答案：B`,
+    "the answer is B", or by its text.
 
-    With `options`, only their letters count. Several options named at once mean none.
+    With `options`, only their letters count; options may bring their own. Several options named at once mean none, nor
+    does one that is denied, or a letter with another option's text.
     """
-    letters = string.ascii_uppercase[: len(options)] if options else string.ascii_uppercase
-    text = text.strip().strip("*`\"'").strip()
-
-    def known(match: re.Match[str] | None) -> str | None:
-        letter = next((g for g in match.groups() if g), "").upper() if match else ""
-        return letter if letter and letter in letters else None
-
-    if letter := known(_BARE_LETTER.fullmatch(text)):
-        return letter
-    if options.count(text) == 1:
-        return letters[options.index(text)]
-    if letter := known(_LEADING_LETTER.match(text)):  # before normalisation, which takes "A." for an article
-        return letter
-    normal = normalize_text(text)
-    option_texts = [normalize_text(option) for option in options]
-    if normal and option_texts.count(normal) == 1:
-        return letters[option_texts.index(normal)]
-    stated = {letter for match in _STATED_LETTER.finditer(text) if (letter := known(match))}
-    if len(stated) == 1:
-        return stated.pop()
-    named = [i for i, option in enumerate(option_texts) if option and f" {option} " in f" {normal} "]
-    return letters[named[0]] if len(named) == 1 and not stated else None
+    return read_choice(text, options).value
 
 
 def parse_choices(text: str, options: Sequence[str] = ()) -> frozenset[str] | None:
@@ -98,57 +72,54 @@ def parse_choices(text: str, options: Sequence[str] = ()) -> frozenset[str] | No
 
     With `options`, a letter beyond them makes the whole unreadable.
     """
-    letters = frozenset(string.ascii_uppercase[: len(options)] if options else string.ascii_uppercase)
-    words = [word for word in re.findall(r"\w+", text) if word.casefold() != "and"]
-    if len(words) > 1 and all(len(word) == 1 for word in words):
-        named = frozenset(word.upper() for word in words)
-    elif len(named := frozenset(_LABELLED_LETTER.findall(text))) < 2:
-        if letter := parse_choice(text, options):
-            return frozenset(letter)
-        named = frozenset(words[0] if len(words) == 1 else ())
-    return named if named and named <= letters else None
+    return read_choices(text, options).value
+
+
+def read_yesno(text: str) -> Reading:
+    """`yes` or `no`; see `parse_yesno`."""
+    words = normalize_text(text).split()
+    if words and words[0] in _YES_NO:
+        return Reading(_YES_NO[words[0]])
+    if words and (chinese := _CHINESE_YES_NO.match(words[0])):
+        return Reading("no" if chinese.group(1) else "yes")
+    found = {_YES_NO[word] for word in words if word in _YES_NO}
+    if len(found) > 1 or _DENIED.search(" ".join(words)):
+        return AMBIGUOUS
+    return Reading(found.pop()) if found else NOTHING
 
 
 def parse_yesno(text: str) -> str | None:
-    """`yes` or `no`: the first word, or the only one of the two that occurs."""
-    words = normalize_text(text).split()
-    if words and words[0] in ("yes", "no"):
-        return words[0]
-    found = {"yes", "no"} & set(words)
-    return found.pop() if len(found) == 1 else None
+    """`yes` or `no`: the first word, or the only one of the two that occurs; `true` and `false`, 是 and 否 as well."""
+    return read_yesno(text).value
 
 
 def parse_decimal(text: str) -> Decimal | None:
-    """The last number in `text` with the places it is written with; otherwise as `parse_number`."""
-    if (word := normalize_text(text)) in _NUMBER_WORDS:
-        return Decimal(_NUMBER_WORDS.index(word))
-    found = [match.group() for match in _NUMBER.finditer(text)]
-    digits = found[-1].replace(",", "") if found else "nan"
-    return Decimal(digits) if math.isfinite(float(digits)) else None
+    """The number in `text` with the places it is written with; otherwise as `parse_number`."""
+    return read_number(text).value
 
 
 def parse_number(text: str) -> float | None:
-    """The last number in `text`; thousands may be grouped by commas, zero to twelve may be spelt out."""
+    r"""The number that `text` gives: digits, words, `1,234.5`, `3,5`, `1/2`, `10²`, minutes and seconds `2:30`.
+
+    Of several, the one that is called the answer or total or follows `=`, or that of a sentence of its own, or the
+    first of "3 out of 5"; else None, as for "5-6".
+    """
     number = parse_decimal(text)
     return None if number is None else float(number)
 
 
-def _seconds(text: str) -> float:
-    sign, digits = (-1.0, text[1:]) if text.startswith("-") else (1.0, text)
-    total = 0.0
-    for part in digits.split(":"):
-        total = total * 60 + float(part)
-    return sign * total
-
-
 def parse_span(text: str) -> Span | None:
-    """The last `start to end` in seconds; also `-`, `,`, mm:ss, hh:mm:ss, unit letters and `<t>` tags."""
-    found = _SPAN.findall(re.sub(r"</?t>", " ", text))
-    span = (_seconds(found[-1][0]), _seconds(found[-1][1])) if found else (math.nan, math.nan)
-    return span if all(map(math.isfinite, span)) else None
+    """The last `start to end` in seconds; also `-`, `→`, `,`, mm:ss, hh:mm:ss, the times of SRT, units, `<t>` tags and
+    {"start": …, "end": …}.
+    """
+    return read_span(text).value
 
 
 def parse_boxes(text: str) -> tuple[Box, ...]:
-    """Every `[x1,y1,x2,y2]` or `(x1,y1,x2,y2)` in order."""
-    boxes = (tuple(map(float, found)) for found in _BOX.findall(text))
-    return tuple(box for box in boxes if all(map(math.isfinite, box)))
+    """Every `[x1,y1,x2,y2]`, `(x1,y1,x2,y2)` or `(x1,y1),(x2,y2)` in order; () where none or more than one reading."""
+    return read_boxes(text).value or ()
+
+
+def read_text(text: str) -> Reading:
+    r"""The text without what `normalize_text` removes; what is in `\boxed{}` alone."""
+    return Reading(normalize_text(text) or None)

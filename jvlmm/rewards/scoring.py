@@ -6,7 +6,7 @@ from itertools import zip_longest
 from jvlmm.data.example import Example
 from jvlmm.errors import DataError
 from jvlmm.rewards import parsing
-from jvlmm.rewards.parsing import Box, Span
+from jvlmm.rewards.parsing import Box, Reading, Span
 
 Parsed = str | float | Span | tuple[Box, ...] | None
 
@@ -21,7 +21,7 @@ class Score:
     value: float  # in [0, 1]
     correct: bool
     parsed: Parsed
-    method: str  # where the answer stood: see `parsing.Answer`
+    method: str  # where the answer stood: see `parsing.Answer`; "ambiguous" where it has more than one reading
     format_ok: bool
     tiou: float | None = None  # spans only
     iou: float | None = None  # boxes only
@@ -53,25 +53,31 @@ def mean_box_iou(prediction: tuple[Box, ...], gold: tuple[Box, ...]) -> float:
     return sum(box_iou(p, g) for p, g in pairs if p and g) / len(pairs) if pairs else 0.0
 
 
-def parse(text: str, example: Example) -> Parsed:
-    """The answer of the example's type that stands in `text`, or None."""
+def read(text: str, example: Example) -> Reading:
+    """The answer of the example's type that stands in `text`, and whether it had more than one reading."""
     match example.answer_type:
         case "mcq":
-            return parsing.parse_choice(text, example.options)
+            return parsing.read_choice(text, example.options)
         case "yesno":
-            return parsing.parse_yesno(text)
+            return parsing.read_yesno(text)
         case "number":
-            return parsing.parse_number(text)
+            number = parsing.read_number(text)
+            return number if number.value is None else Reading(float(number.value))
         case "span":
-            return parsing.parse_span(text)
+            return parsing.read_span(text)
         case "boxes":
-            return parsing.parse_boxes(text) or None
+            return parsing.read_boxes(text)
         case "text":
-            return parsing.normalize_text(text) or None
+            return parsing.read_text(text)
     raise DataError(
         f"example {example.id!r}: unknown answer type {example.answer_type!r}; allowed are mcq, yesno, number, text, "
         "span and boxes"
     )
+
+
+def parse(text: str, example: Example) -> Parsed:
+    """The answer of the example's type that stands in `text`, or None."""
+    return read(text, example).value
 
 
 def parse_gold(example: Example) -> Parsed:
@@ -92,7 +98,7 @@ def score(text: str, example: Example, require_format: bool = False) -> Score:
     """
     gold = parse_gold(example)
     answer = parsing.extract_answer(text)
-    parsed = parse(answer.text, example)
+    parsed, ambiguous = read(answer.text, example)
     value, measures = 0.0, {}
     match example.answer_type:
         case "span":
@@ -105,7 +111,8 @@ def score(text: str, example: Example, require_format: bool = False) -> Score:
             value = float(parsed is not None and abs(parsed - gold) <= NUMBER_TOLERANCE * abs(gold))
         case _:
             value = float(parsed == gold)
-    result = Score(value, value >= IOU_THRESHOLD, parsed, answer.method, parsing.format_ok(text), **measures)
+    method = "ambiguous" if ambiguous else answer.method
+    result = Score(value, value >= IOU_THRESHOLD, parsed, method, parsing.format_ok(text), **measures)
     if require_format and not result.format_ok:
         return replace(result, value=0.0, correct=False, **dict.fromkeys(measures, 0.0))
     return result
