@@ -10,6 +10,7 @@ An element without a name is selected by its number: `sft.sources.0.path`.
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -22,6 +23,7 @@ from jvlmm.errors import ConfigError
 
 T = TypeVar("T")
 
+_NOT_FINITE = ("Infinity", "-Infinity", "NaN")
 _TYPE_KEY = "_type"  # names the class of a value whose field admits several dataclasses
 
 
@@ -47,8 +49,11 @@ def to_dict(config: Any) -> Any:
 
 
 def to_json(config: Any) -> str:
-    """Indented JSON of a nested dataclass; `from_json` reads it back to an equal object."""
-    return json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
+    """Indented JSON of a nested dataclass; `from_json` reads it back to an equal object.
+
+    Numbers that are not finite, which JSON cannot hold, stand as the texts "Infinity", "-Infinity" and "NaN".
+    """
+    return json.dumps(_spelt(to_dict(config)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def from_dict(cls: type[T], value: Mapping[str, Any]) -> T:
@@ -380,7 +385,7 @@ def _element_types(annotation: Any, count: int) -> tuple[Any, ...] | None:
 
 
 def _plain(config: Any) -> Any:
-    return to_dict(config) if dataclasses.is_dataclass(config) else config
+    return _spelt(to_dict(config) if dataclasses.is_dataclass(config) else config)
 
 
 def _to_plain(value: Any, annotation: Any) -> Any:
@@ -396,6 +401,17 @@ def _to_plain(value: Any, annotation: Any) -> Any:
         kind = (typing.get_args(annotation) or (str, Any))[-1]
         return {str(key): _to_plain(element, kind) for key, element in value.items()}
     return str(value) if isinstance(value, Path) else value
+
+
+def _spelt(plain: Any) -> Any:
+    """Plain values with numbers that are not finite as texts."""
+    if isinstance(plain, dict):
+        return {key: _spelt(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_spelt(value) for value in plain]
+    if isinstance(plain, float) and not math.isfinite(plain):
+        return "NaN" if math.isnan(plain) else "Infinity" if plain > 0 else "-Infinity"
+    return plain
 
 
 def _from_plain(value: Any, annotation: Any, path: str) -> Any:
@@ -418,6 +434,8 @@ def _from_plain(value: Any, annotation: Any, path: str) -> Any:
             raise _mismatch(path, value, annotation)
         return value
     if annotation is float and type(value) in (int, float):
+        return float(value)
+    if annotation is float and value in _NOT_FINITE:
         return float(value)
     if annotation in (int, bool, str) and type(value) is annotation:
         return value

@@ -1,7 +1,6 @@
 """The entry point: parse, run the verb, turn every outcome into an exit status."""
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from jvlmm import __version__
 from jvlmm.cli import bench, convert, data, evaluate, generate, plan, run, vreason
 from jvlmm.errors import JvlmmError
+from jvlmm.json_text import json_text
 
 VERBS = (run, evaluate, generate, data, convert, plan, vreason, bench)
 
@@ -58,13 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse(argv)
     prepare_environment()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name in a data set may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         result = args.run(args)
         if result is None:  # this is one of several processes, and the first reports
             return 0
         if args.json:
-            print(json.dumps(result))
+            print(json_text(result))
         else:
             args.show(result)
         sys.stdout.flush()

@@ -97,7 +97,7 @@ class Arrivals:
         )
         for value in values:
             for row in value["refused"]:
-                self._rejections.add(Rejected(row["id"], row["reason"]))
+                self._rejections.add(Rejected(row["id"], row["reason"], row["origin"]))
         said = [iter(values[speaker]["items"]) for speaker in self._share.speakers]
         mine = iter(own)
         return [

@@ -12,8 +12,7 @@ from jvlmm.data.example import Example
 from jvlmm.data.processor import Processor, decode_patches
 from jvlmm.data.prompts import render
 from jvlmm.data.records import read_records
-from jvlmm.data.rejections import Rejected
-from jvlmm.errors import DataError, VideoError
+from jvlmm.data.rejections import Rejected, attempted
 from jvlmm.models.config import VisionConfig
 from jvlmm.video.budget import PixelOptions
 from jvlmm.video.sampling import FrameOptions
@@ -56,14 +55,8 @@ def histogram(sizes: Iterable[int]) -> dict[str, int]:
 def _measure_all(
     examples: Iterable[Example], measure: Callable[[Example], Measured], num_threads: int
 ) -> list[Measured | Rejected]:
-    def attempt(example: Example) -> Measured | Rejected:
-        try:
-            return measure(example)
-        except (DataError, VideoError) as error:
-            return Rejected(example.id, str(error))
-
     with ThreadPoolExecutor(num_threads) as threads:
-        return list(threads.map(attempt, examples))
+        return list(threads.map(partial(attempted, work=measure), examples))
 
 
 def _process(processor: Processor, example: Example) -> Measured:

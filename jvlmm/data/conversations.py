@@ -1,5 +1,6 @@
 """Several questions about the same media asked in one row, so that the media are encoded once for all of them."""
 
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -8,6 +9,8 @@ from typing import SupportsIndex
 import numpy as np
 
 from jvlmm.data.example import Example
+
+_LEADING_TAGS = re.compile(r"^(\s*<(image|video)>)+\s*")
 
 
 class Conversations(Sequence):
@@ -22,7 +25,7 @@ class Conversations(Sequence):
     ):
         self._rows = rows
         groups = defaultdict(list)
-        for k, key in enumerate(media_keys if media_keys is not None else (row.media for row in rows)):
+        for k, key in enumerate(media_keys if media_keys is not None else ((row.media, row.system) for row in rows)):
             groups[key].append(k)
         rng = np.random.default_rng(seed)
         self._members = [
@@ -35,5 +38,11 @@ class Conversations(Sequence):
         return len(self._members)
 
     def __getitem__(self, index: SupportsIndex) -> Example:
-        *earlier, last = (self._rows[k] for k in self._members[index])
-        return replace(last, earlier=tuple(earlier))
+        first, *others = (self._rows[k] for k in self._members[index])
+        *earlier, last = (first, *map(_without_leading_tags, others))  # what the first has shown is not placed again
+        return replace(last, system=first.system, earlier=tuple(replace(turn, system="") for turn in earlier))
+
+
+def _without_leading_tags(turn: Example) -> Example:
+    """The turn without the media tags that its question begins with."""
+    return replace(turn, question=_LEADING_TAGS.sub("", turn.question))

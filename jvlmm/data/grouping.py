@@ -46,20 +46,19 @@ class GroupedBatches(grain.IterDataset):
         options: BatchOptions,
         config: ModelConfig,
         rejections: Rejections,
-        patience: int,
+        epoch: int,
         share: Share | None = None,
     ):
-        """`stream`: random access to Sequence or Rejected. `patience`: DataError after so many rejected in a row."""
+        """`stream`: random access to Sequence or Rejected. DataError where one of its epochs, of `epoch` items, holds
+        no usable one."""
         super().__init__()
-        self._stream, self._read, self._patience, self._share = stream, read, patience, share
+        self._stream, self._read, self._epoch, self._share = stream, read, epoch, share
         self._options, self._config, self._rejections = options, config, rejections
 
     def __iter__(self) -> "GroupedBatchesIterator":
         a_round = max(1, self._options.batch_size // len(self._share.parts)) if self._share else 1
         arrivals = Arrivals(self._stream, self._read, self._config, self._rejections, self._share, a_round)
-        return GroupedBatchesIterator(
-            arrivals, self._options, self._config, self._rejections, self._patience, self._share
-        )
+        return GroupedBatchesIterator(arrivals, self._options, self._config, self._rejections, self._epoch, self._share)
 
     def __str__(self) -> str:
         return "GroupedBatches"
@@ -78,7 +77,7 @@ class GroupedBatchesIterator(grain.DatasetIterator):
         options: BatchOptions,
         config: ModelConfig,
         rejections: Rejections,
-        patience: int,
+        epoch: int,
         share: Share | None,
     ):
         super().__init__()
@@ -87,7 +86,7 @@ class GroupedBatchesIterator(grain.DatasetIterator):
         self._options = options
         self._config = config
         self._rejections = rejections
-        self._patience = patience
+        self._epoch = epoch
         self._rejected_in_a_row = 0
         self._next_position = 0
         self._waiting: dict[Any, _Waiting] = {}  # by bucket
@@ -108,12 +107,16 @@ class GroupedBatchesIterator(grain.DatasetIterator):
                     return self._batch(key)
 
     def _admit(self, item: Sequence | Rejected) -> bool:
+        """Whether the item last read is usable. DataError where it ends an epoch without one that is.
+
+        Rejected items of two epochs that follow each other say nothing: a usable one may stand before and after them.
+        """
         if isinstance(item, Sequence):
             self._rejected_in_a_row = 0
             return True
         self._rejections.add(item)
         self._rejected_in_a_row += 1
-        if self._rejected_in_a_row >= self._patience:
+        if self._next_position % self._epoch == 0 and self._rejected_in_a_row >= self._epoch:
             raise DataError(
                 f"no usable example among the last {self._rejected_in_a_row}; the last was rejected because: "
                 f"{item.reason}"
@@ -168,8 +171,10 @@ class GroupedBatchesIterator(grain.DatasetIterator):
         self._waiting = {}
         waiting = [position for positions in state["waiting"] for position in positions]
         for position, item in zip(waiting, self._arrivals.restore(self._next_position, waiting), strict=True):
-            if self._admit(item):
+            if isinstance(item, Sequence):
                 self._add(position, item)
+            else:  # usable when it was read first, and not any more
+                self._rejections.add(item)
 
     def close(self) -> None:
         super().close()

@@ -12,10 +12,10 @@ from jvlmm.data.batch import Batch, BatchOptions, check_fits
 from jvlmm.data.example import Example
 from jvlmm.data.grouping import GroupedBatches
 from jvlmm.data.processor import Processor
-from jvlmm.data.rejections import Rejected, Rejections
+from jvlmm.data.rejections import Rejected, Rejections, attempted
 from jvlmm.data.sequence import Sequence
 from jvlmm.data.share import Share
-from jvlmm.errors import ConfigError, DataError, VideoError
+from jvlmm.errors import ConfigError, DataError
 from jvlmm.models.config import ModelConfig
 
 
@@ -114,7 +114,8 @@ def make_loader(
     """Training batches over `epochs` (None: without end), another order in each, the same for the same seed.
 
     Buckets fill across epochs; what is left at the very end comes as short batches, so that no example
-    is lost. An example the processor refuses is left out, counted once, and listed in `rejected_path`.
+    is lost. An example that cannot be prepared, whatever it raises, is left out, counted once, and listed in
+    `rejected_path`.
     With several processes, each has a `share`: all go through the same batches in step, equal in shape, with the
     same examples as one process alone, and each gets the rows that its devices hold.
 
@@ -154,7 +155,7 @@ def eval_batches(
     if not len(examples):
         return
     stream = grain.MapDataset.source(examples)
-    batches = iter(_grouped(stream, process, options, config, rejections, pipeline, patience=len(examples) + 1))
+    batches = iter(_grouped(stream, process, options, config, rejections, pipeline, epoch=len(examples) + 1))
     try:
         for grouped in batches:
             yield grouped.batch, grouped.positions
@@ -169,19 +170,19 @@ def _grouped(
     config: ModelConfig,
     rejections: Rejections,
     pipeline: PipelineOptions,
-    patience: int,
+    epoch: int,
     share: Share | None = None,
 ) -> grain.IterDataset:
     """Grain's threads keep the order of the stream; batches are collated in one more thread after them."""
 
-    def attempt(example: Example) -> Sequence | Rejected:
-        try:
-            sequence = process(example)
-            check_fits(sequence, options)
-        except (DataError, VideoError) as error:
-            return Rejected(example.id, str(error))
+    def prepare(example: Example) -> Sequence:
+        sequence = process(example)
+        check_fits(sequence, options)
         return sequence
 
+    def attempt(example: Example) -> Sequence | Rejected:
+        return attempted(example, prepare)
+
     read = grain.ReadOptions(num_threads=pipeline.num_threads, prefetch_buffer_size=pipeline.read_ahead)
-    batches = GroupedBatches(stream.map(attempt), read, options, config, rejections, patience, share)
+    batches = GroupedBatches(stream.map(attempt), read, options, config, rejections, epoch, share)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=pipeline.prefetch)

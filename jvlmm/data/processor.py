@@ -8,7 +8,7 @@ import numpy as np
 from jvlmm.data.example import Example, Media
 from jvlmm.data.patch_cache import PatchCache
 from jvlmm.data.positions import TextAfterMedia, mrope_positions
-from jvlmm.data.prompts import Style, render
+from jvlmm.data.prompts import Style, media_in_order, render
 from jvlmm.data.sequence import Sequence
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError, DataError, VideoError
@@ -139,7 +139,7 @@ class Processor:
     def _sequence(self, example: Example, messages: list[dict], add_generation_prompt: bool) -> Sequence:
         try:
             tokens, said = self.tokenizer.encode_chat(messages, add_generation_prompt)
-            patches = tuple(self.patches(media) for media in _in_prompt_order(example, messages))
+            patches = tuple(self.patches(media) for media in media_in_order(example, messages))
         except (DataError, VideoError) as error:
             raise type(error)(f"{example.id}: {error}") from error
         tokens, loss_mask, runs = self._expand(example, tokens, said & (not add_generation_prompt), patches)
@@ -230,9 +230,3 @@ def _tells_times(form: str) -> bool:
         return form.format(0.0) != form.format(1.0)
     except (ValueError, LookupError):
         return False
-
-
-def _in_prompt_order(example: Example, messages: list[dict]) -> list[Media]:
-    """The example's media in the order in which the prompt places them."""
-    queues = {kind: iter([m for m in example.media if m.type == kind]) for kind in ("image", "video")}
-    return [next(queues[item["type"]]) for item in messages[0]["content"] if item["type"] in queues]

@@ -12,9 +12,9 @@ from jvlmm.data.batch import BatchOptions, check_fits
 from jvlmm.data.example import Example
 from jvlmm.data.loader import DEFAULT_PIPELINE, PipelineOptions
 from jvlmm.data.processor import Processor
-from jvlmm.data.rejections import Rejected, Rejections
+from jvlmm.data.rejections import Rejected, Rejections, attempted
 from jvlmm.data.sequence import Sequence
-from jvlmm.errors import DataError, VideoError
+from jvlmm.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class PromptStream:
     """Iterator of (tuple of `number` Prompts, their ids). A context manager, which stops its threads.
 
     Every epoch has another order, the same for the same seed. An example that cannot be used (its media, its length,
-    or `check`, which raises DataError) is left out, counted once, and listed.
+    or `check`, which raises DataError; but also whatever else its preparation raises) is left out, counted once, and
+    listed.
     """
 
     def __init__(
@@ -54,19 +55,19 @@ class PromptStream:
         if not len(examples):
             raise DataError("the dataset holds no examples; check its path and split")
         self.rejections = rejections
-        self._number, self._patience, self._skips = number, len(examples), skips
+        self._number, self._epoch, self._skips = number, len(examples), skips
+        self._read = self._refused = 0  # examples that have come, and how many in a row up to the last were refused
         self._fingerprint = {"examples": len(examples), "seed": seed}
 
+        def prepare(example: Example) -> Prompt:
+            check(example)
+            sequence = processor.prompt(example)
+            check_fits(sequence, options)
+            wanted = with_responses and example.response is not None
+            return Prompt(example, sequence, processor.response(example) if wanted else None)
+
         def attempt(example: Example) -> Prompt | Rejected:
-            try:
-                check(example)
-                sequence = processor.prompt(example)
-                check_fits(sequence, options)
-                wanted = with_responses and example.response is not None
-                response = processor.response(example) if wanted else None
-            except (DataError, VideoError) as error:
-                return Rejected(example.id, str(error))
-            return Prompt(example, sequence, response)
+            return attempted(example, prepare)
 
         stream = grain.MapDataset.source(examples)
         if pipeline.shuffle:
@@ -79,25 +80,27 @@ class PromptStream:
 
     def __next__(self) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
         prompts: list[Prompt] = []
-        refused = skipped = 0
+        skipped = 0
         while len(prompts) < self._number:
             item = next(self._items)
+            self._read += 1
             if isinstance(item, Prompt):
-                refused = 0
-                if skipped < self._patience and self._skips(item.example):
+                self._refused = 0
+                if skipped < self._epoch and self._skips(item.example):
                     skipped += 1
                 else:
                     prompts.append(item)
                 continue
             self.rejections.add(item)
-            refused += 1
-            if refused >= self._patience:
-                raise DataError(f"none of the {self._patience} examples can be used; the last: {item.reason}")
+            self._refused += 1
+            if self._read % self._epoch == 0 and self._refused >= self._epoch:  # a whole epoch, not parts of two
+                raise DataError(f"none of the {self._epoch} examples can be used; the last: {item.reason}")
         return tuple(prompts), tuple(prompt.example.id for prompt in prompts)
 
     def get_state(self) -> dict[str, Any]:
         """JSON-able position after the prompts last handed out."""
-        return {"data": self._fingerprint, "items": self._items.get_state()}
+        counts = {"read": self._read, "refused": self._refused}
+        return {"data": self._fingerprint, "items": self._items.get_state(), **counts}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue with exactly the prompts that followed `state`. DataError when it belongs to other data."""
@@ -107,6 +110,7 @@ class PromptStream:
                 "restore the data and seed of that run, or start a new run directory"
             )
         self._items.set_state(state["items"])
+        self._read, self._refused = state.get("read", 0), state.get("refused", 0)
 
     def close(self) -> None:
         """Stop the threads."""

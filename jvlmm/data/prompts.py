@@ -2,11 +2,12 @@
 
 import re
 import string
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal
 
-from jvlmm.data.example import Example
+from jvlmm.data.example import Example, Media, plain_options
 from jvlmm.errors import DataError
 
 Style = Literal["direct", "think", "describe"]
@@ -27,9 +28,10 @@ _TAG = re.compile(r"<(image|video)>")
 
 
 def render(example: Example, style: Style = "direct") -> list[dict]:
-    """The conversation up to the user's last turn: one message, and two more for each earlier turn.
+    """Returns the conversation up to the user's last turn as chat messages.
 
-    The first message is a list of text, image and video items in order; it shows the example's media.
+    A `system` text comes first as a message of its own; then one user message, and two more for each earlier turn.
+    The content of a user message is a list of text, image and video items in order, with the media of `turns_of`.
 
     Styles: `direct` asks for the bare answer, `think` for reasoning and then the answer (DeepSeek-R1's
     format), `describe` adds no instruction. Captions (`question_type` begins with "caption", or there is
@@ -39,13 +41,56 @@ def render(example: Example, style: Style = "direct") -> list[dict]:
     Raises DataError naming the example's id for an empty question, an answer type without options, tags
     that do not match the media in number, or an earlier turn without a response.
     """
-    turns = [*example.earlier, example]
-    messages = [_ask(replace(turns[0], media=example.media), style)]
+    turns = turns_of(example)
+    messages = [{"role": "system", "content": example.system}] if example.system else []
+    messages.append(_ask(turns[0], style))
     for answered, asked in pairwise(turns):
         if not (answered.response or "").strip():
             raise DataError(f"{example.id}: the earlier turn {answered.id} has no response; give it one")
-        messages += [{"role": "assistant", "content": answered.response}, _ask(replace(asked, media=()), style)]
+        messages += [{"role": "assistant", "content": answered.response}, _ask(asked, style)]
     return messages
+
+
+def turns_of(example: Example) -> list[Example]:
+    """Returns the turns of a conversation, each with the media that it shows.
+
+    Every turn shows its own media. Media that a turn before it has shown already are not shown again, unless the turn
+    places them by tags: questions about the same media are asked of one showing. Where only the last turn lists media
+    of a type, but tags of it stand in earlier turns too (one list for the whole conversation, as LLaMA-Factory writes
+    it), the media go to the tags of all turns in order.
+    """
+    turns = [*example.earlier, example]
+    for kind in ("image", "video"):
+        turns = _dealt(turns, kind)
+    shown: list[tuple[Media, ...]] = []
+    for number, turn in enumerate(turns):
+        if turn.media in shown and not _TAG.search(turn.question):
+            turns[number] = replace(turn, media=())
+        shown.append(turn.media)
+    return turns
+
+
+def _dealt(turns: list[Example], kind: str) -> list[Example]:
+    """The turns with the last one's media of a type at the tags of all of them, where these are equal in number."""
+    tags = [_TAG.findall(turn.question).count(kind) for turn in turns]
+    listed = [[media for media in turn.media if media.type == kind] for turn in turns]
+    if not any(tags[:-1]) or any(listed[:-1]) or sum(tags) != len(listed[-1]):
+        return turns
+    left = iter(listed[-1])
+    return [
+        replace(turn, media=(*(m for m in turn.media if m.type != kind), *islice(left, count)))
+        for turn, count in zip(turns, tags, strict=True)
+    ]
+
+
+def media_in_order(example: Example, messages: Sequence[Mapping]) -> list[Media]:
+    """Returns the media of a conversation in the order in which its messages, as `render` makes them, place them."""
+    asked = [message for message in messages if message["role"] == "user"]
+    ordered = []
+    for turn, message in zip(turns_of(example), asked, strict=True):
+        queues = {kind: iter([m for m in turn.media if m.type == kind]) for kind in ("image", "video")}
+        ordered += [next(queues[item["type"]]) for item in message["content"] if item["type"] in queues]
+    return ordered
 
 
 def _ask(example: Example, style: Style) -> dict:
@@ -60,10 +105,11 @@ def _ask(example: Example, style: Style) -> dict:
 
 
 def lettered(example: Example) -> list[str]:
-    """The options as lines "A. …"."""
+    """The options as lines "A. …"; letters that they bring themselves are not said twice."""
     if len(example.options) > len(string.ascii_uppercase):
         raise DataError(f"{example.id}: {len(example.options)} options; allowed: at most 26, one letter each")
-    return [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, example.options, strict=False)]
+    options = plain_options(example.options)
+    return [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False)]
 
 
 def _instruction(example: Example, style: Style) -> list[str]:

@@ -2,10 +2,16 @@
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from jvlmm.errors import DataError
+from jvlmm.data.example import Example
+from jvlmm.errors import DataError, JvlmmError, VideoError
+from jvlmm.json_text import json_text, printable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -14,34 +20,76 @@ class Rejected:
 
     id: str
     reason: str
+    origin: str = ""  # of the row, as PATH:LINE, where it is known: ids need not differ between files
+
+    @property
+    def row(self) -> str:
+        """What tells this row from all others: its origin, or else its id."""
+        return self.origin or self.id
+
+    @property
+    def message(self) -> str:
+        """The reason, with the file where it begins with a line of it."""
+        path = self.origin.rpartition(":")[0]
+        return f"{path}: {self.reason}" if path and self.reason.startswith(("line ", "row ")) else self.reason
+
+
+def attempted(example: Example, work: Callable[[Example], T]) -> T | Rejected:
+    """Returns `work(example)`, or Rejected where the example cannot be used, whatever it raises.
+
+    DataError and VideoError speak for themselves; another exception is one that nobody has foreseen, as of a template
+    or a damaged file: it costs its row, not the run. Other errors of ours (a bad option, a decoder that does not start
+    or is closed) are no fault of the row and are raised.
+    """
+    try:
+        return work(example)
+    except (DataError, VideoError) as error:
+        return Rejected(example.id, str(error), example.origin)
+    except JvlmmError:
+        raise
+    except Exception as error:
+        return Rejected(example.id, f"{example.id}: {unforeseen(error)}", example.origin)
+
+
+def unforeseen(error: Exception) -> str:
+    """Returns one line on an exception that was not written for users."""
+    return printable(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}", limit=500)
 
 
 class Rejections:
-    """Each rejected example once, in memory and in `path` (JSON lines of id and reason), across restarts."""
+    """Each rejected row once, in memory and in `path` (JSON lines of id, origin and reason), across restarts."""
 
-    def __init__(self, path: str | Path | None):
-        """Continues the list in `path`; None keeps it in memory. Raises DataError when it is not such a list."""
+    def __init__(self, path: str | Path | None, repeated: bool = False):
+        """Continues the list in `path`; None keeps it in memory. Raises DataError when it is not such a list.
+
+        `repeated` (in memory only) keeps a row each time it is added, as an evaluation counts the rows of its sources.
+        """
         self._path = Path(path) if path is not None else None
+        self._repeated = repeated
         self._lock = threading.Lock()
-        self._reasons: dict[str, str] = {}
+        self._rows: dict[str, Rejected] = {}
         if self._path is not None and self._path.exists():
-            self._reasons = _read(self._path)
+            self._rows = _read(self._path)
 
     def add(self, rejected: Rejected) -> None:
         """Note an example, once however often it comes by. Raises DataError when the list cannot be written."""
         with self._lock:
-            if rejected.id in self._reasons:
+            name = f"{len(self._rows)}" if self._repeated else rejected.row
+            if name in self._rows:
                 return
-            self._reasons[rejected.id] = rejected.reason
+            self._rows[name] = rejected
             if self._path is not None:
-                self._append(self._path, {"id": rejected.id, "reason": rejected.reason})
+                self._append(self._path, rejected)
 
     @staticmethod
-    def _append(path: Path, row: dict[str, str]) -> None:
+    def _append(path: Path, rejected: Rejected) -> None:
+        record = {"id": rejected.id, "origin": rejected.origin, "reason": rejected.reason}
+        if not rejected.origin:
+            del record["origin"]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json_text(record) + "\n")
         except OSError as error:
             raise DataError(
                 f"{path}: rejected examples cannot be listed ({error.strerror}); free space or choose a folder "
@@ -49,25 +97,32 @@ class Rejections:
             ) from error
 
     @property
+    def rows(self) -> tuple[Rejected, ...]:
+        """All of them, in the order in which they came."""
+        with self._lock:
+            return tuple(self._rows.values())
+
+    @property
     def reasons(self) -> dict[str, str]:
-        """id → reason."""
-        return dict(self._reasons)
+        """id → reason; of rows with equal ids that of the last. `rows` has all."""
+        return {rejected.id: rejected.reason for rejected in self.rows}
 
     def __len__(self) -> int:
-        return len(self._reasons)
+        return len(self._rows)
 
 
-def _read(path: Path) -> dict[str, str]:
-    """id → reason of an earlier list; a last line torn by a killed process is cut off."""
+def _read(path: Path) -> dict[str, Rejected]:
+    """The rows of an earlier list by what tells them apart; a last line torn by a killed process is cut off."""
     try:
         lines = path.read_bytes().split(b"\n")
         torn = lines.pop()
-        if torn.startswith(b'{"id"'):
+        if torn and torn.startswith(b'{"id"'[: len(torn)]):
             with path.open("r+b") as file:
                 file.truncate(sum(len(line) + 1 for line in lines))
         elif torn:
             raise ValueError("a line of another kind")
-        rows = [json.loads(line) for line in lines if line]
-        return {row["id"]: row["reason"] for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        records = [json.loads(line) for line in lines if line]
+        rows = [Rejected(record["id"], record["reason"], record.get("origin", "")) for record in records]
+        return {rejected.row: rejected for rejected in rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a list of rejected examples; move the file away") from error

@@ -92,7 +92,7 @@ def _fit(rows: Sized[tuple[int, Sequence]], of_shard: int, options: BatchOptions
 def outline(item: Sequence | Rejected) -> dict[str, Any]:
     """What the other processes need to know of an example: JSON-ready."""
     if isinstance(item, Rejected):
-        return {"id": item.id, "reason": item.reason}
+        return {"id": item.id, "reason": item.reason, "origin": item.origin}
     visual = int((item.visual_index >= 0).sum())
     return {"id": item.id, "length": item.length, "visual": visual, "grids": [p.grid for p in item.patches]}
 
@@ -100,7 +100,7 @@ def outline(item: Sequence | Rejected) -> dict[str, Any]:
 def from_outline(outline: dict[str, Any], config: ModelConfig) -> Remote | Rejected:
     """The stand-in for another process's example; its arrays take next to no memory."""
     if "reason" in outline:
-        return Rejected(outline["id"], outline["reason"])
+        return Rejected(outline["id"], outline["reason"], outline["origin"])
     length = outline["length"]
     visual_index = np.full(length, -1, np.int32)
     visual_index[: outline["visual"]] = np.arange(outline["visual"])

@@ -11,12 +11,11 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jvlmm.data.example import Example
-from jvlmm.data.records import Records, example_of_row
-from jvlmm.data.rejections import Rejected
+from jvlmm.data.records import MediaFolders, Records, example_of_row, open_data_file, records_of
 from jvlmm.errors import DataError
 
 _TASKS = {  # task: (answer type, question type)
@@ -38,41 +37,39 @@ _FOLDERS = (  # where the media of a source lie, by how its name begins
     ("TVG_", "tvg_r1"),
 )
 _OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*(\S.*?)\s*$")
+_LONGEST = 200  # characters of a window or a box
+_LISTS = {2: "[1.5, 4]", 4: "[10, 20, 30, 40]"}
 _BOX = re.compile(r"\[[^\[\]]*\]")
 
 
-def read_stgr(path: str | Path, media: str | Path) -> Records:
+def read_stgr(path: str | Path, media: str | Path, root: str | Path | None = None) -> Records:
     """Read a file of rows, one JSON list. Rows that cannot be used are returned with the reason.
 
-    `media` is the folder `videos` of the release. Raises DataError when the file cannot be read.
+    `media` is the folder `videos` of the release; `root` the one that nothing opened may lie outside of, links
+    resolved, by default `media`. Raises DataError when the file cannot be read.
     """
+    path, wanted = Path(path), "pass a file such as STGR-RL.json"
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); pass a file such as STGR-RL.json") from error
-    except ValueError as error:
-        raise DataError(f"{path}: is no JSON ({error}); pass a file such as STGR-RL.json") from error
+        with open_data_file(path) as file:
+            rows = json.loads(file.read().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no JSON ({error}); {wanted}") from error
     if not isinstance(rows, list):
-        raise DataError(f"{path}: holds no list of rows; pass a file such as STGR-RL.json")
-    root = Path(os.path.realpath(media))
-    examples: dict[str, Example] = {}
-    rejected = []
-    for number, row in enumerate(rows, 1):
-        name = str(row.get("id", number)) if isinstance(row, dict) else str(number)
-        try:
-            example = example_of_row(_neutral(row, name), root)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            rejected.append(Rejected(name, f"row {number}: {error}"))
-            continue
-        if example.id in examples:
-            rejected.append(Rejected(name, f"row {number}: id {name!r} stands on an earlier row too"))
-        else:
-            examples[example.id] = example
-    return Records(tuple(examples.values()), tuple(rejected))
+        raise DataError(f"{path}: holds no list of rows; {wanted}")
+    media = Path(os.path.realpath(media))
+    folders = MediaFolders(Path(os.path.realpath(media if root is None else root)), (media,))
+    named = ({"id": number, **row} if isinstance(row, dict) else row for number, row in enumerate(rows, 1))
+    numbered = ((f"row {number}", row) for number, row in enumerate(named, 1))
+    return records_of(path, numbered, lambda row: example_of_row(_neutral(row), folders))
 
 
-def _neutral(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A neutral record; ValueError and its like say what is wrong with the row."""
+def _neutral(row: Any) -> dict[str, Any]:
+    """A neutral record; ValueError says what is wrong with the row."""
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON object is expected, not {type(row).__name__}")
+    for name in ("id", "task", "question", "answer"):
+        if row.get(name) is None:
+            raise ValueError(f"{name} is missing")
     task, source = row["task"], str(row.get("source", ""))
     if task not in _TASKS:
         raise ValueError(f"task is {task!r}; known: {', '.join(_TASKS)}")
@@ -90,13 +87,13 @@ def _neutral(row: Mapping[str, Any], name: str) -> dict[str, Any]:
         meta["window"] = _window(answer)
         answer = json.dumps(meta["window"])
     elif answer_type == "boxes":
-        answer = json.dumps([ast.literal_eval(box) for box in _BOX.findall(answer)])
+        answer = json.dumps([_numbers(box, 4) for box in _BOX.findall(answer)])
     if frames := row.get("key_frames"):
         meta["evidence"] = _evidence(frames, row.get("key_items") or {}, row.get("image_size"))
     kind = "image" if row.get("image_path") else "video"
     folder = next((folder for start, folder in _FOLDERS if source.startswith(start)), "")
     record = {
-        "id": name,
+        "id": row["id"],
         "question": question,
         "answer": answer,
         "answer_type": answer_type,
@@ -128,10 +125,19 @@ def _options(question: str) -> tuple[str, list[str]]:
 
 def _window(text: str) -> list[float]:
     """[start, end] in seconds."""
-    start, end = (float(value) for value in ast.literal_eval(text.strip()))
-    if not 0 <= start < end < math.inf:
+    start, end = _numbers(text, 2)
+    if not 0 <= start < end:
         raise ValueError(f"the window {text.strip()} is none")
     return [start, end]
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    """So many finite numbers that stand in the text as a list, "[1.5, 4]"; ValueError where it holds anything else."""
+    with suppress(ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
+        values = [float(value) for value in ast.literal_eval(text.strip()[:_LONGEST])]
+        if len(values) == count and all(map(math.isfinite, values)):
+            return values
+    raise ValueError(f"{text.strip()[:_LONGEST]!r} is no list of {count} numbers, such as {_LISTS[count]}")
 
 
 def _evidence(frames: Any, items: Mapping[str, Any], size: Any) -> list[dict[str, Any]]:
@@ -145,7 +151,10 @@ def _evidence(frames: Any, items: Mapping[str, Any], size: Any) -> list[dict[str
         of_frame = items.get(str(frame.get("idx")), {})
         return {name: [pixels(box) for box in boxes] if size else [] for name, boxes in of_frame.items()}
 
-    return [{"time": float(frame["time"]), "objects": objects(frame)} for frame in frames]
+    evidence = [{"time": float(frame["time"]), "objects": objects(frame)} for frame in frames]
+    if not all(math.isfinite(frame["time"]) for frame in evidence):
+        raise ValueError("the time of a key frame is not finite")
+    return evidence
 
 
 def _response(thought: str, answer: str) -> str:

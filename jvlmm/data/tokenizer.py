@@ -130,6 +130,9 @@ class ChatTokenizer:
             done = turn[:end]
         ends_here = bool(messages) and messages[-1]["role"] == "assistant" and not add_generation_prompt
         whole = turn if ends_here else self._render(messages, add_generation_prompt)
+        for message in messages:
+            if message["role"] == "system" and message["content"].strip() not in whole:
+                raise DataError("the chat template leaves the system text out; use Qwen2.5-VL's, or take the text away")
         if not whole.startswith(done):
             raise DataError("the chat template rewrites assistant turns once others follow; use Qwen2.5-VL's template")
         return pieces + [(whole[len(done) :], False)]

@@ -1,12 +1,12 @@
 """Ask every example, score every answer, write every prediction."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from jvlmm.data.example import Example
-from jvlmm.errors import ConfigError, DataError
+from jvlmm.data.rejections import Rejected, attempted
+from jvlmm.errors import ConfigError
 from jvlmm.evaluation.manifest import manifest_entry
 from jvlmm.evaluation.metrics import summarize
 from jvlmm.evaluation.predictions import Prediction, PredictionWriter
@@ -22,7 +22,7 @@ def evaluate(
     examples: Sequence[Example],
     predictions_path: str | Path,
     protocol: Protocol = "direct",
-    unusable: Mapping[str, str] = MappingProxyType({}),
+    unusable: Sequence[Rejected] = (),
     on_progress: Callable[[int, int], None] | None = None,
     on_response: Callable[[Response], None] | None = None,
 ) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def evaluate(
 
     `direct` scores the answer wherever it stands; under `think` an answer counts only inside
     `<think>…</think><answer>…</answer>`. A row that cannot be asked or scored is wrong, and listed with its reason;
-    so are the rows of `unusable` (id → reason), of which no example could be made: their type is `unusable`.
+    so are the rows of `unusable`, of which no example could be made: their type is `unusable`.
     `on_progress` is told (rows done, rows in all), `on_response` every response as it comes. Raises DataError where
     the predictions cannot be written.
     """
@@ -45,9 +45,9 @@ def evaluate(
                 on_response(response)
             if on_progress:
                 on_progress(len(predictions), len(examples))
-        for row, (name, reason) in enumerate(unusable.items(), start=len(examples)):
-            nothing = Example(name, "", "", "text", question_type="unusable")
-            predictions[row] = predict(nothing, Response(name, error=reason), protocol)
+        for row, rejected in enumerate(unusable, start=len(examples)):
+            nothing = Example(rejected.id, "", "", "text", question_type="unusable")
+            predictions[row] = predict(nothing, Response(rejected.id, error=rejected.message), protocol)
             writer.write(row, predictions[row])
     figures = summarize([predictions[row] for row in sorted(predictions)])
     return {**figures, "protocol": protocol, "manifest": manifest_entry(generator, protocol)}
@@ -57,10 +57,9 @@ def predict(example: Example, response: Response, protocol: Protocol) -> Predict
     """The scored record of one response."""
     result, error = None, response.error
     if error is None:
-        try:
-            result = score(response.text, example, require_format=protocol == "think")
-        except DataError as unusable:
-            error = str(unusable)
+        result = attempted(example, lambda example: score(response.text, example, require_format=protocol == "think"))
+    if isinstance(result, Rejected):
+        result, error = None, result.reason
     return Prediction(
         id=example.id,
         question_type=example.question_type,

@@ -1,6 +1,5 @@
 """One line per answered question: the record, and the file it goes to."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jvlmm.errors import DataError
+from jvlmm.json_text import json_text
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Prediction:
         record = asdict(self)
         if self.error is None:
             del record["error"]
-        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+        return json_text(record)
 
 
 class PredictionWriter:

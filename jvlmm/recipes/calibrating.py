@@ -1,6 +1,5 @@
 """The calibration stage: V-Reason's options from questions without answers, by the entropy of what is written."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from jvlmm.data.loader import PipelineOptions
 from jvlmm.data.prompts import Style
 from jvlmm.data.rejections import Rejections
 from jvlmm.errors import ConfigError
+from jvlmm.json_text import json_text
 from jvlmm.recipes.answering import generator_of
 from jvlmm.recipes.recipe import Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
@@ -75,17 +75,18 @@ class Calibrate:
         return [replace(self.vreason, trace=True, k=k, lr=lr, beta=beta) for k, lr, beta in grid]
 
     def run(self, run: Run) -> dict[str, Any]:
-        examples = with_video(unlabelled(open_sources(run, self.sources, Rejections(None))), self.questions)
+        unusable = Rejections(None, repeated=True)
+        examples = with_video(unlabelled(open_sources(run, self.sources, unusable)), self.questions)
         folder, candidates = run.resolve(self.model), self.candidates()
         with generator_of(self, folder) as generator, Progress(self.name, show=("distance",)) as progress:
             off = replace(self.vreason, trace=True, mode="off", lite=None)
-            responses = _answers(generator, off, examples)
+            responses, failed = _answers(generator, off, examples)
             plain, attention = curve_of(_entropies(responses)), _video_attention(responses)
             start = self.target.distance(plain, plain)
             _write_traces(run.workdir / f"traces/{self.name}.plain.jsonl", responses)
             best, best_responses, rows = None, [], []
             for number, options in enumerate(candidates, start=1):
-                responses = _answers(generator, options, examples)
+                responses, _ = _answers(generator, options, examples)
                 row = _row(options, responses, plain, self.target)
                 rows.append(row)
                 if not row["skipped_updates"] and (best is None or row["distance"] < best[0]):
@@ -98,17 +99,28 @@ class Calibrate:
         _write_traces(run.workdir / f"traces/{self.name}.jsonl", best_responses)
         if best[0] > _MOVED * start:
             print(hardly_message(best[0], start, attention), file=sys.stderr, flush=True)
-        return self._written(run.workdir, replace(best[1], trace=self.vreason.trace), plain, attention, rows)
+        left_out = [{"id": row.id, "error": row.message} for row in unusable.rows] + failed
+        if left_out:
+            print(f"{len(left_out)} rows could not be asked; {self.name}.sweep.json says why", file=sys.stderr)
+        chosen = replace(best[1], trace=self.vreason.trace)
+        return self._written(run.workdir, chosen, plain, attention, rows=rows, left_out=left_out)
 
     def _written(
-        self, workdir: Path, chosen: VReasonOptions, plain: Curve, attention: float, rows: list[dict]
+        self,
+        workdir: Path,
+        chosen: VReasonOptions,
+        plain: Curve,
+        attention: float,
+        rows: list[dict],
+        left_out: list[dict],
     ) -> dict[str, Any]:
         (workdir / f"{self.name}.json").write_text(to_json(chosen), encoding="utf-8")
         distance = self.target.distance(plain, plain)
         base = {"peak": round(plain.peak, 4), "end": round(plain.end, 4), "distance": round(distance, 4)}
         base |= {"questions": plain.questions, "video_attention": round(attention, 4)}
         found = {"chosen": {name: getattr(chosen, name) for name in ("lr", "beta", "k")}, "plain": base, "sweep": rows}
-        (workdir / f"{self.name}.sweep.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        found["left_out"] = left_out  # no part of any curve
+        (workdir / f"{self.name}.sweep.json").write_text(json_text(found, indent=1), encoding="utf-8")
         traces = [f"traces/{self.name}.plain.jsonl", f"traces/{self.name}.jsonl"]
         return {"path": f"{self.name}.json", "traces": traces, **found}
 
@@ -132,13 +144,16 @@ def _without_answer(example: Example) -> Example:
     return replace(example, answer="", response=None, learn=(), meta={}, earlier=earlier)
 
 
-def _answers(generator: Generator, options: VReasonOptions, examples: Sequence[Example]) -> list[Response]:
-    """Responses with traces. ConfigError where no question could be asked."""
+def _answers(
+    generator: Generator, options: VReasonOptions, examples: Sequence[Example]
+) -> tuple[list[Response], list[dict[str, str | None]]]:
+    """(responses with traces, {"id", "error"} of the others). ConfigError where no question could be asked."""
     steered = generator.steered(VReason(options)).generate(examples)
     kept = [response for response in steered if response.error is None and response.control]
     if not kept:
         raise ConfigError(f"none of {len(steered)} questions could be asked; the first: {steered[0].error}")
-    return kept
+    failed = [response for response in steered if response.error is not None]
+    return kept, [{"id": response.id, "error": response.error} for response in failed]
 
 
 def _entropies(responses: Sequence[Response]) -> list[list[float]]:

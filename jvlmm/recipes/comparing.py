@@ -1,12 +1,12 @@
 """The comparison stage: what several seeds of a method changed, against the model they began with."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jvlmm.errors import ConfigError
+from jvlmm.json_text import json_text
 from jvlmm.recipes.recipe import Run
 from jvlmm.reporting.tables import text_table
 
@@ -26,7 +26,7 @@ class Compare:
     def run(self, run: Run) -> dict[str, Any]:
         before, *after = (run.results[name]["evaluation"]["accuracy"] for name in (self.before, *self.after))
         gains = gains_of(before, after)
-        (run.workdir / f"{self.name}.json").write_text(json.dumps(gains, indent=1))
+        (run.workdir / f"{self.name}.json").write_text(json_text(gains, indent=1), encoding="utf-8")
         columns = ("before", "after", "gain", "std")
         rows = [[name, *(figures[column] for column in columns)] for name, figures in gains.items()]
         print(text_table([f"{len(after)} seeds", *columns], rows), flush=True)

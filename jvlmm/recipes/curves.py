@@ -8,6 +8,7 @@ import numpy as np
 
 from jvlmm.errors import ConfigError
 from jvlmm.evaluation.metrics import mean_half_width
+from jvlmm.json_text import json_text
 from jvlmm.recipes.recipe import Run
 from jvlmm.reporting.tables import text_table
 
@@ -46,7 +47,7 @@ class CompareCurves:
         if steps != others:
             raise ConfigError(f"stage {self.name!r}: the methods were evaluated at steps {steps} and {others}")
         found = compared(np.array(steps), first, second)
-        (run.workdir / f"{self.name}.json").write_text(json.dumps(found, indent=1))
+        (run.workdir / f"{self.name}.json").write_text(json_text(found, indent=1), encoding="utf-8")
         rows = [[str(step), *figures] for step, *figures in map(dict.values, found["curve"])]
         names = (name for method in (self.first[0], self.second[0], "lead") for name in (method, "± 95 %"))
         print(text_table([f"step, {len(first)} seeds", *names], rows))

@@ -49,7 +49,7 @@ class Evaluate:
     def run(self, run: Run) -> dict[str, Any]:
         folder = run.resolve(self.model)
         predictions = f"predictions/{self.name}.jsonl"
-        rejections = Rejections(None)
+        rejections = Rejections(None, repeated=True)
         examples = open_sources(run, self.sources, rejections)
         steering = SteeringLog(run.workdir / f"traces/{self.name}.jsonl")
         answering, progress = generator_of(self, folder, self._control()), Progress(self.name, show=())
@@ -59,7 +59,7 @@ class Evaluate:
                 examples,
                 run.workdir / predictions,
                 self.protocol,
-                unusable=rejections.reasons,
+                unusable=rejections.rows,
                 on_progress=lambda done, total: progress(done, total, {}),
                 on_response=None if self.vreason is None else steering,
             )

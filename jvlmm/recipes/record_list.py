@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jvlmm.json_text import json_text
+
 
 class RecordList:
     """A JSON line for every record, which has its step. Steps that are done again after a restart replace theirs."""
@@ -21,7 +23,7 @@ class RecordList:
             self._begun = True
             self._drop_from(step)
         with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            file.writelines(json_text(record) + "\n" for record in records)
 
     def _drop_from(self, step: int) -> None:
         if self._path.is_file():

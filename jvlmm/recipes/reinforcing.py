@@ -22,6 +22,7 @@ from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError
 from jvlmm.evaluation.evaluate import evaluate
+from jvlmm.json_text import json_text
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import Attention, for_inference, for_training
 from jvlmm.models.huggingface import load_config, load_params
@@ -277,7 +278,8 @@ class GRPO:
         self, run: Run, folder: Path, policy: PreparedPolicy, processor: Processor, predictions: Path
     ) -> Callable[[TrainState], Mapping[str, float]]:
         """Accuracies on the evaluation sources; keeps the policy with the best one overall."""
-        examples = open_sources(run, self.evaluation, Rejections(None))
+        unusable = Rejections(None, repeated=True)
+        examples = open_sources(run, self.evaluation, unusable)
         sampling = replace(self.sampling, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
         engine, features = self.sampling_parts(policy, processor.tokenizer, sampling)
         record = run.workdir / "models" / f"{self.name}-best.json"
@@ -287,12 +289,13 @@ class GRPO:
             nonlocal best
             answers = Answers(policy.sampler(state.params), processor, engine, features)
             path = predictions / f"{self.name}.{int(state.step):06d}.jsonl"
-            accuracy = evaluate(answers, examples, path, "think" if self.style == "think" else "direct")["accuracy"]
+            protocol = "think" if self.style == "think" else "direct"
+            accuracy = evaluate(answers, examples, path, protocol, unusable=unusable.rows)["accuracy"]
             if accuracy["overall"] > best:
                 best = accuracy["overall"]
                 self.export(run.workdir, f"{self.name}-best", folder, policy, state, donate=False)
                 if process_index() == 0:
-                    record.write_text(json.dumps({"accuracy": best, "step": int(state.step)}))
+                    record.write_text(json_text({"accuracy": best, "step": int(state.step)}), encoding="utf-8")
             return accuracy
 
         return examine

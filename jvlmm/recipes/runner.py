@@ -14,6 +14,7 @@ import jax
 from jvlmm import __version__
 from jvlmm.config import apply_overrides, config_diff, naming_options, to_json
 from jvlmm.errors import ConfigError, JvlmmError
+from jvlmm.json_text import json_text
 from jvlmm.recipes.recipe import Recipe, Run, Stage, load_recipe
 from jvlmm.sharding.hosts import from_first
 from jvlmm.training.host_memory import keep_freed_memory_on_cpu
@@ -66,7 +67,7 @@ def run_stage(stage: Stage, run: Run, label: str) -> dict[str, Any]:
             result = from_first(f"{stage.name} result", lambda: stage.run(run))
     result = {**result, "seconds": round(time.time() - start, 1)}
     if first:
-        write_atomically(path, json.dumps(result, indent=1))
+        write_atomically(path, json_text(result, indent=1))
     return result
 
 
@@ -95,7 +96,7 @@ def claim_directory(folder: Path, recipe: Recipe) -> None:
         probe.touch()
         probe.unlink()
         if not existing.is_file():
-            write_atomically(folder / "manifest.json", json.dumps(manifest(recipe.seed), indent=1))
+            write_atomically(folder / "manifest.json", json_text(manifest(recipe.seed), indent=1))
             write_atomically(existing, config)
     except OSError as error:
         raise JvlmmError(f"{folder}: cannot write the run directory ({error.strerror}); choose --workdir") from error

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from jvlmm.data.example import Example
 from jvlmm.errors import ConfigError, DataError
+from jvlmm.json_text import json_text
 from jvlmm.reporting.line_chart import Line, line_chart
 from jvlmm.rollout.generator import Response
 from jvlmm.test_time.entropy_curves import Curve
@@ -55,7 +56,7 @@ class SteeringLog:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("w", encoding="utf-8")
-        print(json.dumps(record), file=self._file)
+        print(json_text(record), file=self._file)
 
 
 def off_message(without_video: int) -> str:

@@ -1,6 +1,5 @@
 """The study stage of V-Reason: what its modes and Lite do to one checkpoint, over several seeds of sampling."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
@@ -11,10 +10,11 @@ import numpy as np
 from jvlmm.config import from_json, to_dict
 from jvlmm.data.example import Example
 from jvlmm.data.loader import PipelineOptions
-from jvlmm.data.rejections import Rejections
+from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.errors import ConfigError
 from jvlmm.evaluation.evaluate import Protocol, evaluate
 from jvlmm.evaluation.metrics import mean_half_width
+from jvlmm.json_text import json_text
 from jvlmm.recipes.answering import generator_of
 from jvlmm.recipes.recipe import Run
 from jvlmm.recipes.sources import Source, VisionOptions, open_sources
@@ -73,7 +73,8 @@ class CompareSteering:
             raise ConfigError(f"stage {self.name!r}: sampling.temperature=0 makes all seeds alike; raise it")
 
     def run(self, run: Run) -> dict[str, Any]:
-        examples = with_video(open_sources(run, self.sources, Rejections(None)), self.questions)
+        unusable = Rejections(None, repeated=True)
+        examples = with_video(open_sources(run, self.sources, unusable), self.questions)
         options, folder = self._options(run), run.resolve(self.model)
         runs: dict[Method, list[dict[str, float]]] = {method: [] for method in self.methods}
         total = (self.seeds + 1) * len(self.methods)
@@ -82,7 +83,9 @@ class CompareSteering:
                 sampling = replace(self.sampling, seed=self.sampling.seed + number)
                 for method in self.methods:
                     steered = generator.steered(control_of(method, options), sampling)
-                    runs[method].append(self._answered(run, f"{method}.{sampling.seed}", steered, examples))
+                    runs[method].append(
+                        self._answered(run, f"{method}.{sampling.seed}", steered, examples, unusable.rows)
+                    )
                     progress(sum(map(len, runs.values())), total, {})
             for number, method in enumerate(self.methods, start=1):
                 traced = generator.steered(control_of(method, options, trace=True))
@@ -90,18 +93,20 @@ class CompareSteering:
                     for response in traced.generate(examples[: self.traced]):
                         log(response)
                 progress(self.seeds * len(self.methods) + number, total, {})
-        return self._written(run, options, runs, len(examples))
+        return self._written(run, options, runs, len(examples) + len(unusable))
 
     def _options(self, run: Run) -> VReasonOptions:
         if not self.calibrated:
             return self.vreason
         return from_json(VReasonOptions, run.resolve(self.calibrated).read_text(encoding="utf-8"))
 
-    def _answered(self, run: Run, name: str, generator: Generator, examples: Sequence[Example]) -> dict[str, float]:
-        """Figures of one method and seed."""
+    def _answered(
+        self, run: Run, name: str, generator: Generator, examples: Sequence[Example], unusable: Sequence[Rejected]
+    ) -> dict[str, float]:
+        """Figures of one method and seed. Rows that are no examples count as wrong, whether they had a video or not."""
         responses: list[Response] = []
         path = run.workdir / f"predictions/{self.name}.{name}.jsonl"
-        figures = evaluate(generator, examples, path, self.protocol, on_response=responses.append)
+        figures = evaluate(generator, examples, path, self.protocol, unusable=unusable, on_response=responses.append)
         if figures["output_tokens"] is None:
             raise ConfigError(f"stage {self.name!r}: no question could be asked: {figures['failed'][0]['error']}")
         return {
@@ -122,7 +127,7 @@ class CompareSteering:
         for name, curve in curves.items():
             table[name] |= {"entropy_peak": round(curve.peak, 4), "entropy_end": round(curve.end, 4)}
         found = {"vreason": to_dict(options), "seeds": self.seeds, "questions": questions, "methods": table}
-        (run.workdir / f"{self.name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        (run.workdir / f"{self.name}.json").write_text(json_text(found, indent=1), encoding="utf-8")
         columns = ("accuracy", "half_width", "gain", "gain_half_width", "output_tokens", "latency_s")
         rows = [[name, *(figures[column] for column in columns)] for name, figures in table.items()]
         header = [f"{self.seeds} seeds", "accuracy", "± 95 %", "gain", "± 95 %", "output tokens", "latency s"]

@@ -117,7 +117,7 @@ class SFT:
             prepared = self.prepare(processor.config, mesh, jax.default_backend(), run.seed)
             state = self.fit(folder, processor.config, prepared, loader, writer, checkpoints, progress, profiler)
             paths = self.export(run, folder, processor.config, state, prepared)
-            rejected = len(loader.rejections.reasons)
+            rejected = len(loader.rejections)
         return {**paths, "steps": self.steps, "examples": len(examples), "rejected": rejected}
 
     def checkpoints(self, run: Run) -> Checkpoints:

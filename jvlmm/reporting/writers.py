@@ -10,6 +10,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from jvlmm.errors import ConfigError
+from jvlmm.json_text import json_text
 
 
 class MetricsWriter:
@@ -34,7 +35,7 @@ class MetricsWriter:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; it must hold `stage` and `step`. Figures that are not finite become null."""
         record = {"stage": record["stage"], "step": record["step"], "time": round(time.time(), 3), **record}
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json_text(record) + "\n")
         self._file.flush()
         figures = {k: v for k, v in record.items() if k not in ("stage", "step", "time")}
         board = self._board(record["stage"])

@@ -1,7 +1,8 @@
 """Answers of an engine: what `Generator` does, with the programs of rollouts and on their mesh."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence as Sized
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from jvlmm.data.batch import check_fits
 from jvlmm.data.example import Example
 from jvlmm.data.processor import Processor
-from jvlmm.errors import DataError, VideoError
+from jvlmm.data.rejections import Rejected, attempted
+from jvlmm.data.sequence import Sequence
 from jvlmm.rollout.engine import Engine
 from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.generate import cut_at_stop
@@ -30,7 +32,7 @@ class Answers:
         """How it samples; the seed is always 0."""
         return self._engine.sampling
 
-    def stream(self, examples: Sequence[Example]) -> Iterator[tuple[int, Response]]:
+    def stream(self, examples: Sized[Example]) -> Iterator[tuple[int, Response]]:
         """(index into `examples`, response) as they end; one that cannot be asked has an `error`."""
         failed: list[tuple[int, Response]] = []
         facts: dict[int, dict[str, Any]] = {}
@@ -43,16 +45,14 @@ class Answers:
             yield number, Response(examples[number].id, text, tokens, rollout.finished, **of)
         yield from failed
 
-    def _asked(self, examples: Sequence[Example], facts: dict, failed: list) -> Iterator[Asked]:
+    def _asked(self, examples: Sized[Example], facts: dict, failed: list) -> Iterator[Asked]:
         """The prompts, with their features: as many at a time as are read together."""
         waiting: list[Asked] = []
         for number, example in enumerate(examples):
             begun = time.perf_counter()
-            try:
-                prompt = self.processor.prompt(example)
-                check_fits(prompt, self._engine.batch)
-            except (DataError, VideoError) as error:
-                failed.append((number, Response(example.id, error=str(error))))
+            prompt = attempted(example, self._prompt)
+            if isinstance(prompt, Rejected):
+                failed.append((number, Response(example.id, error=prompt.reason)))
                 continue
             visual = int((prompt.visual_index >= 0).sum())
             facts[number] = {
@@ -66,6 +66,11 @@ class Answers:
                 yield from self._with_features(waiting)
                 waiting = []
         yield from self._with_features(waiting)
+
+    def _prompt(self, example: Example) -> Sequence:
+        prompt = self.processor.prompt(example)
+        check_fits(prompt, self._engine.batch)
+        return prompt
 
     def _with_features(self, waiting: list[Asked]) -> Iterator[Asked]:
         features = self._features.of(self.params, [asked.sequence for asked in waiting])

@@ -15,7 +15,6 @@ from jvlmm.data.loader import DEFAULT_PIPELINE, PipelineOptions, eval_batches
 from jvlmm.data.processor import Processor
 from jvlmm.data.rejections import Rejections
 from jvlmm.data.sequence import Sequence as Prompt
-from jvlmm.errors import DataError, JvlmmError
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generate import cut_at_stop, generate
 from jvlmm.rollout.sampling import SamplingOptions, banned_tokens, row_keys
@@ -47,6 +46,10 @@ class _Row:
 
     @property
     def id(self) -> str:
+        return self.example.id
+
+    @property
+    def origin(self) -> str:
         return str(self.number)
 
 
@@ -72,12 +75,7 @@ class _Preparation:
 
     def __call__(self, row: _Row) -> Prompt:
         begin = time.perf_counter()
-        try:
-            prompt = self.processor.prompt(row.example)
-        except JvlmmError:
-            raise
-        except Exception as error:  # a file may be broken in a way nobody has met: it fails its row, not the run
-            raise DataError(f"{row.example.id}: unexpected {type(error).__name__}: {error}") from error
+        prompt = self.processor.prompt(row.example)
         visual = int((prompt.visual_index >= 0).sum())
         self.facts[row.number] = {
             "frames": tuple(tuple(patches.indices.tolist()) for patches in prompt.patches),
@@ -134,13 +132,12 @@ class Generator:
         """(index into `examples`, response) as they come: by batch, those that failed in between."""
         prepare, rejections = _Preparation(self.processor), Rejections(None)
         arguments = (prepare, self.batch, self.config, rejections, self.pipeline)
-        told: set[str] = set()
+        told: list[int] = []
 
         def failed() -> Iterator[tuple[int, Response]]:
-            for number, reason in rejections.reasons.items():
-                if number not in told:
-                    told.add(number)
-                    yield int(number), Response(examples[int(number)].id, error=reason)
+            for rejected in rejections.rows[len(told) :]:
+                told.append(int(rejected.origin))
+                yield told[-1], Response(rejected.id, error=rejected.reason)
 
         for batch, numbers in eval_batches(_Rows(examples), *arguments):
             yield from self._answer(batch, numbers, [examples[number].id for number in numbers], prepare)
@@ -150,7 +147,7 @@ class Generator:
     def _answer(self, batch, numbers, ids, prepare: _Preparation) -> Iterator[tuple[int, Response]]:
         begin = time.perf_counter()
         row_seeds = np.zeros(len(batch.tokens), np.uint32)
-        row_seeds[: len(ids)] = [zlib.crc32(name.encode()) for name in ids]
+        row_seeds[: len(ids)] = [zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in ids]
         keys = row_keys(self.options.seed, row_seeds)
         decode = self.processor.tokenizer.decode
         with self._devices.in_use():

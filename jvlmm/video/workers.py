@@ -24,6 +24,10 @@ PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from jvlmm.video.worker impor
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+class ClosedDecoderError(JvlmmError, RuntimeError):
+    """A Decoder was asked after its end: no fault of the file."""
+
+
 class Worker:
     """One decoding process, started when first needed and again after it was killed. Not thread-safe."""
 
@@ -157,7 +161,7 @@ class Decoder:
 
     def _ask(self, kind: str, path: str | os.PathLike[str], pixels: PixelOptions | None, **rest: Any) -> Any:
         if self._closed:
-            raise RuntimeError("the Decoder is closed")
+            raise ClosedDecoderError("the Decoder is closed")
         request = {"kind": kind, "path": os.fspath(path), "limits": asdict(self.limits), **rest}
         request["pixels"] = asdict(pixels) if pixels else None
         worker = self._idle.get()

@@ -1,5 +1,7 @@
 """Several questions about the same media in one row: grouping, rendering, and where the loss lies."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,21 @@ def test_media_are_shown_once_in_the_first_turn():
     assert first["content"][1]["text"].startswith(earlier.question)
     assert said == {"role": "assistant", "content": earlier.response}
     assert [item["type"] for item in second["content"]] == ["text"]
+
+
+def test_tags_before_a_joined_question_do_not_show_the_media_again():
+    rows = [replace(row, question=f"<video>\n{row.question}") for row in _rows("a", "a")]
+    (conversation,) = Conversations(rows, turns=2)
+    first, _, second = render(conversation)
+    assert [item["type"] for item in first["content"]] == ["video", "text"]
+    assert [item["type"] for item in second["content"]] == ["text"]
+
+
+def test_questions_under_different_system_texts_are_not_joined():
+    rows = [replace(row, system=f"{k % 2}") for k, row in enumerate(_rows(*"aaaa"))]
+    conversations = Conversations(rows, turns=4)
+    assert [[*c.earlier, c] for c in conversations] and sorted(c.system for c in conversations) == ["0", "1"]
+    assert all(turn.system == "" for c in conversations for turn in c.earlier)
 
 
 def test_an_earlier_turn_needs_its_response():

@@ -13,6 +13,7 @@ from jvlmm.data.example import Media
 from jvlmm.data.loader import PipelineOptions, eval_batches, make_loader
 from jvlmm.data.rejections import Rejected, Rejections
 from jvlmm.errors import ConfigError, DataError
+from jvlmm.video.workers import ClosedDecoderError
 
 OPTIONS = BatchOptions(batch_size=4, length_buckets=(66, 76, 256), patch_buckets=(128, 512))
 PACKED = BatchOptions(batch_size=2, length_buckets=(160,), patch_buckets=(192,), pack=True)
@@ -122,16 +123,31 @@ def test_dataset_without_a_usable_example_ends_with_the_reason(drawing):
         _loader([], drawing)
 
 
-def test_other_errors_are_not_swallowed(examples, drawing):
-    class Bug:
-        def video(self, *args, **kwargs):
-            raise ZeroDivisionError("a bug")
+def test_an_error_that_nobody_has_foreseen_costs_its_row(examples, drawing):
+    class Bug(drawing.decoder):
+        def video(self, path, *args, **kwargs):
+            if "4x28x28" in path:
+                raise ZeroDivisionError("a bug")
+            return super().video(path, *args, **kwargs)
 
-    with (
-        make_loader(examples, drawing.processor(Bug()), OPTIONS, 0, 1, pipeline=FAST) as loader,
-        pytest.raises(ZeroDivisionError),
-    ):
-        list(loader)
+    with make_loader(examples, drawing.processor(Bug()), OPTIONS, 0, 1, pipeline=FAST) as loader:
+        seen = [i for _, ids in loader for i in ids]
+        bad = {f"e{number}" for number in range(0, 30, 4)}
+        assert set(seen) == {e.id for e in examples} - bad and set(loader.rejections.reasons) == bad
+        assert loader.rejections.reasons["e0"] == "e0: unexpected ZeroDivisionError: a bug"
+
+
+def test_an_error_of_the_run_itself_is_no_row_s(examples, drawing):
+    """A decoder that does not start or is closed would fail for every row."""
+
+    class Closed:
+        def video(self, *args, **kwargs):
+            raise ClosedDecoderError("the Decoder is closed")
+
+    with make_loader(examples, drawing.processor(Closed()), OPTIONS, 0, 1, pipeline=FAST) as loader:
+        with pytest.raises(ClosedDecoderError):
+            list(loader)
+        assert not len(loader.rejections)
 
 
 def test_batches_leave_early_rather_than_exceed_the_patch_bucket(drawing):

@@ -210,3 +210,21 @@ def test_real_video_through_the_real_decoder(drawing, real_data):
         assert (sequence.visual_index >= 0).sum() * 4 == len(patches.pixels)
         with pytest.raises(VideoError, match="e0: .*nowhere.mp4"):
             processor.prompt(drawing.example(media=(Media("video", str(real_data / "nowhere.mp4")),)))
+
+
+def test_media_of_every_turn_are_seen_in_the_order_of_the_turns(drawing):
+    """Each turn's medium stands where the turn asks about it, with its own grid."""
+    earlier = drawing.example(1, "4x28x56", question="<video>First?", response="red")
+    example = drawing.example(0, "4x56x28", question="And <video> then?", earlier=(earlier,))
+    processor = drawing.processor()
+    sequence = processor.training(example)
+    assert [patches.grid for patches in sequence.patches] == [(2, 2, 4), (2, 4, 2)]
+    alone = dataclasses.replace(example, media=(), question="Then?")
+    assert (processor.training(alone).visual_index >= 0).sum() == 4, "the earlier turn's alone"
+    assert (sequence.visual_index >= 0).sum() == 8
+
+
+def test_a_system_text_reaches_the_prompt(drawing):
+    processor = drawing.processor()
+    text = processor.tokenizer.decode(processor.prompt(drawing.example(system="Answer B.")).tokens, False)
+    assert text.startswith("<|im_start|>system\nAnswer B.<|im_end|>") and "helpful" not in text

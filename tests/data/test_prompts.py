@@ -3,10 +3,10 @@
 import pytest
 
 from jvlmm.data.example import Example, Media
-from jvlmm.data.prompts import render
+from jvlmm.data.prompts import lettered, media_in_order, render
 from jvlmm.errors import DataError
 
-VIDEO, IMAGE = Media("video", "a.mp4"), Media("image", "a.png")
+VIDEO, IMAGE, OTHER = Media("video", "a.mp4"), Media("image", "a.png"), Media("image", "b.png")
 
 
 def _example(**fields):
@@ -88,3 +88,56 @@ def test_refusals_name_the_example_and_the_reason(fields, reason):
 def test_unknown_style_is_refused():
     with pytest.raises(DataError, match="direct, think, describe"):
         render(_example(), "rhyme")
+
+
+def _turn(question, media=(), **fields):
+    return _example(id="earlier", question=question, media=media, response="red", **fields)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "last", "contents"),
+    [
+        ({"media": (IMAGE,)}, {}, (["image", "First?"], ["Then?"])),
+        ({"media": (IMAGE,)}, {"media": (OTHER,)}, (["image", "First?"], ["image", "Then?"])),
+        (
+            {"question": "<image>First?", "media": (IMAGE,)},
+            {"question": "And <image> then?", "media": (OTHER,)},
+            (["image", "First?"], ["And ", "image", " then?"]),
+        ),
+        ({}, {"media": (VIDEO,)}, (["First?"], ["video", "Then?"])),
+        ({"media": (VIDEO,)}, {"media": (VIDEO,)}, (["video", "First?"], ["Then?"])),
+        (
+            {"question": "<image>First?"},
+            {"question": "<image>Then?", "media": (IMAGE, OTHER, VIDEO)},
+            (["image", "First?"], ["video", "image", "Then?"]),
+        ),
+    ],
+    ids=["earlier only", "both", "tags in both", "last only", "the same again", "one list for all turns"],
+)
+def test_every_turn_shows_its_own_media(earlier, last, contents):
+    earlier = _turn(**{"question": "First?", **earlier})
+    example = _example(**{"question": "Then?", "earlier": (earlier,), **last})
+    first, _, second = render(example, "describe")
+    shown = [[item.get("text", item["type"]) for item in message["content"]] for message in (first, second)]
+    assert shown == list(contents)
+    kinds = [item["type"] for message in (first, second) for item in message["content"] if item["type"] != "text"]
+    placed = media_in_order(example, [first, second])
+    assert [media.type for media in placed] == kinds
+    images = [media for media in (*earlier.media, *last.get("media", ())) if media.type == "image"]
+    assert [media for media in placed if media.type == "image"] == images, "in the order of the turns"
+
+
+def test_a_system_text_begins_the_conversation():
+    first, second = render(_example(system="Answer in one word."))
+    assert first == {"role": "system", "content": "Answer in one word."} and second["role"] == "user"
+
+
+@pytest.mark.parametrize("options", [("A. red", "B. blue"), ("(A) red", "(B) blue"), ("A) red", "B) blue"), ("Ａ", "")])
+def test_letters_that_options_bring_are_not_said_twice(options):
+    lines = lettered(_example(answer_type="mcq", options=options))
+    assert lines == (["A. Ａ", "B. "] if options[0] == "Ａ" else ["A. red", "B. blue"])
+
+
+@pytest.mark.parametrize("options", [("A. Smith", "Jones"), ("E. coli", "B. subtilis")])
+def test_what_only_looks_like_letters_stays(options):
+    assert lettered(_example(answer_type="mcq", options=options)) == [f"A. {options[0]}", f"B. {options[1]}"]

@@ -109,7 +109,7 @@ def test_all_six_tasks_are_read(file, tmp_path):
 
 def test_what_cannot_be_used_is_named_with_its_reason(file, tmp_path):
     reasons = {rejected.id: rejected.reason for rejected in read_stgr(file, tmp_path / "videos").rejected}
-    assert list(reasons) == ["no options", "no window", "no task", "no media", "outside", "when", "13"]
+    assert list(reasons) == ["no options", "no window", "no task", "no media", "outside", "when", "STGR-RL.json:13"]
     assert "row 7: the question ends in no options" in reasons["no options"] and "gossip" in reasons["no task"]
     assert "earlier row" in reasons["when"]
 

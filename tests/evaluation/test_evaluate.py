@@ -11,6 +11,7 @@ import pytest
 
 from jvlmm.data.example import Example
 from jvlmm.data.processor import ProcessorOptions
+from jvlmm.data.rejections import Rejected
 from jvlmm.errors import ConfigError, DataError
 from jvlmm.evaluation.evaluate import evaluate
 from jvlmm.evaluation.manifest import fingerprint
@@ -80,7 +81,7 @@ def test_direct_protocol(tmp_path):
 
 def test_rows_that_are_no_examples_are_wrong_and_listed(tmp_path):
     path = tmp_path / "p.jsonl"
-    figures = evaluate(Scripted(), EXAMPLES, path, "direct", unusable={"f": "line 6: no question"})
+    figures = evaluate(Scripted(), EXAMPLES, path, "direct", unusable=[Rejected("f", "line 6: no question")])
     assert figures["accuracy"]["overall"] == pytest.approx(3 / 6)
     assert figures["failed"][-1] == {"id": "f", "error": "line 6: no question"}
     assert [row["id"] for row in read(path)] == list("abcdef")
