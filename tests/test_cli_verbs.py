@@ -15,8 +15,9 @@ from jvlmm.data.bpe import train_tokenizer
 from jvlmm.data.moving_shapes.reading import Questions
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
-from jvlmm.models.huggingface import save_checkpoint
+from jvlmm.models.huggingface import load_config, load_params, save_adapter, save_checkpoint
 from jvlmm.models.qwen2_5_vl import init_params
+from jvlmm.training.lora import LoraOptions, init_adapters, merge_adapters
 
 VISION = VisionConfig(
     depth=1,
@@ -37,6 +38,7 @@ TEXT = TextConfig(
     mrope_section=(2, 2, 2),
     tie_word_embeddings=True,
 )
+LORA = LoraOptions(rank=2, targets=("decoder/layers_*/mlp/*",))
 SMALL = [f"{split}_{kind}=2" for split in ("train", "validation", "test", "test_hard") for kind in ("clips", "images")]
 
 
@@ -167,6 +169,28 @@ def test_generate_takes_files_in_the_order_given_within_the_budget_of_the_checkp
     assert 2 < first["visual_tokens"] <= 4 + 2
     assert 1 <= len(first["tokens"]) <= 3
     assert result(*arguments, "--image", picture, "pixels.max_pixels=12544")["visual_tokens"] > 4
+
+
+def test_an_adapter_is_merged_for_generate_and_eval(model, dataset, tmp_path, result, failure):
+    """An adapter that makes one word the answer to everything; the same folder as a model is named for what it is."""
+    config = load_config(model)
+    adapters = jax.tree.map(
+        lambda leaf: np.full(leaf.shape, 3.0, np.float32), init_adapters(config, LORA, jax.random.key(0))
+    )
+    save_adapter(tmp_path / "adapter", adapters, config, LORA.alpha, model)
+    merged = merge_adapters(load_params(model, config), adapters, LORA, "float32")
+    save_checkpoint(tmp_path / "merged", merged, config, "float32", source_dir=model)
+    asked = ["generate", "What moves?", "sampling.max_tokens=6", "--model"]
+    plain, adapted = result(*asked, model), result(*asked, model, "--adapter", str(tmp_path / "adapter"))
+    assert adapted["tokens"] == result(*asked, str(tmp_path / "merged"))["tokens"] != plain["tokens"]
+    evaluation = ["eval", "--data", dataset, "--limit", "1", "sampling.max_tokens=4", "vision.frames.num_frames=4"]
+    outputs = []
+    for name, arguments in (("a", [model, "--adapter", str(tmp_path / "adapter")]), ("m", [str(tmp_path / "merged")])):
+        figures = result(*evaluation, "--out", str(tmp_path / name), "--model", *arguments)
+        outputs.append(json.loads(Path(figures["predictions"]).read_text().splitlines()[0])["output"])
+    assert outputs[0] == outputs[1]
+    assert "holds a PEFT adapter" in failure(*asked, str(tmp_path / "adapter"))
+    assert "no adapter" in failure(*asked, model, "--adapter", model)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def answer(
     think: bool,
     overrides: Sequence[str],
     vreason: VReasonOptions | None = None,
+    adapter: str | None = None,
 ) -> Result:
     """The fields of `rollout.generator.Response` that say something of one answer."""
     keep_freed_memory_on_cpu()
@@ -53,7 +54,17 @@ def answer(
     )
     with naming_options(options), Decoder(limits=options.limits) as decoder:
         control = PLAIN if options.vreason is None else VReason(options.vreason)
-        response = asdict(generate_answer(model, media, question, decoder, processor, options.sampling, control))
+        answered = generate_answer(
+            model,
+            media,
+            question,
+            decoder,
+            processor=processor,
+            sampling=options.sampling,
+            control=control,
+            adapter=adapter,
+        )
+        response = asdict(answered)
     left_out = ["id", "error"]
     if response["control"] is None:
         left_out.append("control")

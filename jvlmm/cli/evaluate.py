@@ -17,6 +17,7 @@ def add_parser(verbs: Any) -> None:
         "jvlmm eval --model runs/first/models/sft --data runs/first/data --split test --protocol think",
     )
     parser.add_argument("--model", metavar="DIR", required=True, help="a Hugging Face checkpoint folder")
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter of PEFT, merged into the model as it is read")
     parser.add_argument("--data", metavar="DIR|JSONL", required=True, help="a built dataset, or examples as JSONL")
     parser.add_argument("--split", default="test", help="of a built dataset (default: test)")
     parser.add_argument("--protocol", choices=["think", "direct"], default="think", help="how to ask (default: think)")
@@ -51,6 +52,7 @@ def evaluate(args: argparse.Namespace) -> Result:
     stage = Evaluate(
         name="eval",
         model=args.model,
+        adapter=args.adapter or "",
         sources=(Source(args.data, split=args.split, limit=args.limit),),
         protocol=args.protocol,
         vision=VisionOptions(pixels=checkpoint_pixels(args.model)),

@@ -25,6 +25,7 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("question", metavar="QUESTION", help="may place its files with <video> and <image>")
     parser.add_argument("--model", metavar="DIR", required=True, help="a Hugging Face checkpoint folder")
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter of PEFT, merged into the model as it is read")
     for kind in ("video", "image"):
         parser.add_argument(f"--{kind}", metavar="FILE", dest="media", action=AppendMedia, default=(), help="a file")
     parser.add_argument("--think", action="store_true", help="ask for <think>…</think><answer>…</answer>")
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> Result:
     from jvlmm.data.example import Media
 
     media = [Media(kind, path) for kind, path in args.media]
-    return answer(args.model, media, args.question, args.think, args.overrides, asked(args))
+    return answer(args.model, media, args.question, args.think, args.overrides, asked(args), args.adapter)
 
 
 def show(result: Result) -> None:

@@ -36,8 +36,13 @@ class Asking(Protocol):
 
 
 @contextmanager
-def generator_of(stage: Asking, folder: Path, control: Controller = PLAIN) -> Iterator[Generator]:
-    """The model of a folder, asked as the stage says; what decodes media lives as long as the context."""
+def generator_of(
+    stage: Asking, folder: Path, control: Controller = PLAIN, adapter: Path | None = None
+) -> Iterator[Generator]:
+    """The model of a folder with an adapter merged into it, asked as the stage says.
+
+    What decodes media lives as long as the context.
+    """
     mesh = mesh_of(stage, jax.local_devices())
     with stage.vision.decoder() as decoder:
         yield load_generator(
@@ -50,6 +55,7 @@ def generator_of(stage: Asking, folder: Path, control: Controller = PLAIN) -> It
             control,
             mesh,
             stage.rules,
+            adapter,
         )
 
 

@@ -43,6 +43,7 @@ class Calibrate:
 
     name: str = "calibrate"
     model: str = ""  # a Hugging Face folder, or stage:NAME
+    adapter: str = ""  # a PEFT folder, or stage:NAME, merged into the model as it is read
     sources: tuple[Source, ...] = ()
     questions: int = 64  # the first so many that have a video
     protocol: Style = "think"
@@ -78,7 +79,10 @@ class Calibrate:
         unusable = Rejections(None, repeated=True)
         examples = with_video(unlabelled(open_sources(run, self.sources, unusable)), self.questions)
         folder, candidates = run.resolve(self.model), self.candidates()
-        with generator_of(self, folder) as generator, Progress(self.name, show=("distance",)) as progress:
+        with (
+            generator_of(self, folder, adapter=run.adapter(self.adapter)) as generator,
+            Progress(self.name, show=("distance",)) as progress,
+        ):
             off = replace(self.vreason, trace=True, mode="off", lite=None)
             responses, failed = _answers(generator, off, examples)
             plain, attention = curve_of(_entropies(responses)), _video_attention(responses)

@@ -35,6 +35,7 @@ class Evaluate:
 
     name: str = "evaluate"
     model: str = ""  # a Hugging Face folder, or stage:NAME
+    adapter: str = ""  # a PEFT folder, or stage:NAME, merged into the model as it is read
     sources: tuple[Source, ...] = ()
     protocol: Protocol = "think"
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
@@ -52,7 +53,10 @@ class Evaluate:
         rejections = Rejections(None, repeated=True)
         examples = open_sources(run, self.sources, rejections)
         steering = SteeringLog(run.workdir / f"traces/{self.name}.jsonl")
-        answering, progress = generator_of(self, folder, self._control()), Progress(self.name, show=())
+        answering, progress = (
+            generator_of(self, folder, self._control(), run.adapter(self.adapter)),
+            Progress(self.name, show=()),
+        )
         with answering as generator, progress, steering:
             figures = evaluate(
                 generator,

@@ -25,16 +25,19 @@ def export(
     dtype: ExportType,
     timestamps: str | None,
     donate: bool = True,
+    adapter: Path | None = None,
 ) -> dict[str, str]:
     """Write `models/NAME` and, with `lora`, `adapters/NAME`; returns their paths in `workdir`, `path` and `adapter`.
 
-    `folder` is where the model came from; `shardings` are those of `params`, the adapters among them; `timestamps` are
-    what prompts said of times, where they did not follow the folder. With `donate` the parameters may be used up.
+    `folder` is where the model came from, with `adapter` merged into it; `shardings` are those of `params`, the
+    adapters among them; `timestamps` are what prompts said of times, where they did not follow the folder. With
+    `donate` the parameters may be used up. What is written to `adapters/NAME` belongs to `folder` itself: it is the
+    sum of `adapter` and what was trained.
     """
     params, paths = dict(params), {"path": f"models/{name}"}
     if lora is not None:
         adapters, paths["adapter"] = params.pop(ADAPTERS), f"adapters/{name}"
-        save_adapter(workdir / paths["adapter"], adapters, config, lora.alpha, str(folder))
+        save_adapter(workdir / paths["adapter"], adapters, config, lora.alpha, str(folder), earlier=adapter)
         merge = partial(merge_adapters, options=lora, dtype=dtype)
         kept = {module: sharding for module, sharding in shardings.items() if module != ADAPTERS}
         params = jax.jit(merge, out_shardings=kept, donate_argnums=0 if donate else ())(params, adapters)

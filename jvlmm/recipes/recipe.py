@@ -63,15 +63,21 @@ class Run:
     seed: int
     results: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
-    def resolve(self, reference: str) -> Path:
-        """Path of a folder or file: an ordinary path, or `stage:NAME` for what an earlier stage made."""
+    def resolve(self, reference: str, result: str = "path") -> Path:
+        """Path of a folder or file: an ordinary path, or `stage:NAME` for the `result` an earlier stage made."""
         if not reference.startswith("stage:"):
             return Path(reference).expanduser()
         name = reference.removeprefix("stage:")
         if name not in self.results:
             done = ", ".join(self.results) or "none"
             raise ConfigError(f"{reference!r} names no earlier stage; stages done so far: {done}")
-        return self.workdir / self.results[name]["path"]
+        if result not in self.results[name]:
+            raise ConfigError(f"{reference!r}: stage {name} left no {result}; name another stage, or a folder")
+        return self.workdir / self.results[name][result]
+
+    def adapter(self, reference: str) -> Path | None:
+        """Path of the PEFT folder that a stage's option `adapter` names; None where it names none."""
+        return self.resolve(reference, "adapter") if reference else None
 
 
 _WHAT_A_RECIPE_IS = (

@@ -77,6 +77,7 @@ class GRPO:
 
     name: str = "grpo"
     model: str = ""  # a Hugging Face folder, or stage:NAME
+    adapter: str = ""  # a PEFT folder, or stage:NAME, merged into the model as it is read
     sources: tuple[Source, ...] = ()
     style: Style = "think"  # of the prompts
     steps: int = 200
@@ -189,7 +190,9 @@ class GRPO:
                     Progress(self.name, show=("reward", "response_tokens", "seconds/update"))
                 )
             stack.enter_context(jax.set_mesh(meshes.training))
-            params = load_params(folder, policy.config, policy.base(policy.training.shardings.params))
+            params = load_params(
+                folder, policy.config, policy.base(policy.training.shardings.params), run.adapter(self.adapter)
+            )
             step, data = policy_step(self, run, params, policy, questions)
             create, shardings = policy.training.create, policy.training.shardings
             state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
@@ -206,7 +209,7 @@ class GRPO:
                 others = None if first else Path(stack.enter_context(TemporaryDirectory()))
                 examine = self.examiner(run, folder, policy, processor, others or run.workdir / "predictions")
             state = fit(state, step, data, options, writer, checkpoints, examine, progress=progress)
-            paths = self.export(run.workdir, self.name, folder, policy, state)
+            paths = self.export(run, self.name, folder, policy, state)
         return {**paths, "steps": self.steps, "examples": len(examples), "rejected": len(rejected)}
 
     def stream(
@@ -293,7 +296,7 @@ class GRPO:
             accuracy = evaluate(answers, examples, path, protocol, unusable=unusable.rows)["accuracy"]
             if accuracy["overall"] > best:
                 best = accuracy["overall"]
-                self.export(run.workdir, f"{self.name}-best", folder, policy, state, donate=False)
+                self.export(run, f"{self.name}-best", folder, policy, state, donate=False)
                 if process_index() == 0:
                     record.write_text(json_text({"accuracy": best, "step": int(state.step)}), encoding="utf-8")
             return accuracy
@@ -309,8 +312,9 @@ class GRPO:
         return engine, VisualFeatures(config, self.of_prompt, max_bytes, mesh)
 
     def export(
-        self, workdir: Path, name: str, folder: Path, policy: PreparedPolicy, state: TrainState, donate: bool = True
+        self, run: Run, name: str, folder: Path, policy: PreparedPolicy, state: TrainState, donate: bool = True
     ) -> dict[str, str]:
         """Write the policy; the paths, in the run directory."""
         weights = policy.config, state.params, policy.training.shardings.params, self.lora
-        return export(workdir, name, folder, *weights, self.export_dtype, self.vision.timestamps, donate)
+        adapter = run.adapter(self.adapter)
+        return export(run.workdir, name, folder, *weights, self.export_dtype, self.vision.timestamps, donate, adapter)

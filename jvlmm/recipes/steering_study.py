@@ -45,6 +45,7 @@ class CompareSteering:
 
     name: str = "steering"
     model: str = ""  # a Hugging Face folder, or stage:NAME
+    adapter: str = ""  # a PEFT folder, or stage:NAME, merged into the model as it is read
     sources: tuple[Source, ...] = ()
     questions: int = 300  # the first so many that have a video
     traced: int = 64
@@ -78,7 +79,10 @@ class CompareSteering:
         options, folder = self._options(run), run.resolve(self.model)
         runs: dict[Method, list[dict[str, float]]] = {method: [] for method in self.methods}
         total = (self.seeds + 1) * len(self.methods)
-        with generator_of(self, folder) as generator, Progress(self.name, show=()) as progress:
+        with (
+            generator_of(self, folder, adapter=run.adapter(self.adapter)) as generator,
+            Progress(self.name, show=()) as progress,
+        ):
             for number in range(self.seeds):  # methods take turns, so that a machine's drift meets all of them
                 sampling = replace(self.sampling, seed=self.sampling.seed + number)
                 for method in self.methods:

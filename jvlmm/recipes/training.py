@@ -54,6 +54,7 @@ class SFT:
 
     name: str = "sft"
     model: str = ""  # a Hugging Face folder, or stage:NAME
+    adapter: str = ""  # a PEFT folder, or stage:NAME, merged into the model as it is read
     sources: tuple[Source, ...] = ()
     style: Style = "think"  # of the prompts
     steps: int = 1000  # optimiser updates
@@ -83,7 +84,7 @@ class SFT:
             )
 
     def run(self, run: Run) -> dict[str, Any]:
-        folder, mesh = run.resolve(self.model), make_mesh(self.mesh)
+        folder, adapter, mesh = run.resolve(self.model), run.adapter(self.adapter), make_mesh(self.mesh)
         first = jax.process_index() == 0
         rejected_path = run.workdir / "rejected.jsonl" if first else None
         examples = open_sources(run, self.sources, Rejections(rejected_path))
@@ -115,7 +116,8 @@ class SFT:
                 profiler = stack.enter_context(Profiler(self.profile, run.workdir / "profile" / self.name))
             stack.enter_context(jax.set_mesh(mesh))
             prepared = self.prepare(processor.config, mesh, jax.default_backend(), run.seed)
-            state = self.fit(folder, processor.config, prepared, loader, writer, checkpoints, progress, profiler)
+            params = load_params(folder, processor.config, prepared.shardings.params, adapter)
+            state = self.fit(params, processor.config, prepared, loader, writer, checkpoints, progress, profiler)
             paths = self.export(run, folder, processor.config, state, prepared)
             rejected = len(loader.rejections)
         return {**paths, "steps": self.steps, "examples": len(examples), "rejected": rejected}
@@ -126,10 +128,9 @@ class SFT:
         return Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules)
 
     def fit(
-        self, folder, config: ModelConfig, prepared: PreparedTraining, loader, writer, checkpoints, progress, profiler
+        self, params, config: ModelConfig, prepared: PreparedTraining, loader, writer, checkpoints, progress, profiler
     ) -> TrainState:
-        """The trained state; continues from the newest checkpoint where there is one."""
-        params = load_params(folder, config, prepared.shardings.params)
+        """The trained state; continues from the newest checkpoint where there is one. `params` are used up."""
         state = jax.jit(prepared.create, out_shardings=prepared.shardings, donate_argnums=0)(params)
         options = FitOptions(
             total_steps=self.steps,
@@ -152,7 +153,15 @@ class SFT:
     ) -> dict[str, str]:
         """Write what was trained; the paths, in the run directory. The state is used up."""
         weights = config, state.params, prepared.shardings.params, self.lora
-        return export(run.workdir, self.name, folder, *weights, self.export_dtype, self.vision.timestamps)
+        return export(
+            run.workdir,
+            self.name,
+            folder,
+            *weights,
+            self.export_dtype,
+            self.vision.timestamps,
+            adapter=run.adapter(self.adapter),
+        )
 
     def programs(
         self, config: ModelConfig, devices: Sequence[jax.Device] | int, platform: str, media: bool = True

@@ -34,9 +34,11 @@ def load_generator(
     control: Controller = PLAIN,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
+    adapter: str | Path | None = None,
 ) -> Generator:
     """A generator from a Hugging Face folder: config.json, safetensors and tokenizer files.
 
+    `adapter`: a PEFT folder, which is merged into the model as it is read.
     With a `mesh` of several devices `rules` say what they share; see `Generator`.
     Raises CheckpointError, DataError or ConfigError naming what is missing or does not fit.
     """
@@ -48,7 +50,7 @@ def load_generator(
     shardings = None
     if config.rules is not None:
         _, shardings = params_on_mesh(config, mesh, rules)
-    params = load_params(model_dir, config, shardings)
+    params = load_params(model_dir, config, shardings, adapter)
     return Generator(params, ready, sampling, batch, pipeline, control, mesh)
 
 
@@ -60,6 +62,7 @@ def generate_answer(
     processor: ProcessorOptions | None = None,
     sampling: SamplingOptions = GREEDY,
     control: Controller = PLAIN,
+    adapter: str | Path | None = None,
 ) -> Response:
     """Ask one question about some files; by default in its own words, the media shown as the checkpoint asks.
 
@@ -70,7 +73,7 @@ def generate_answer(
         processor = ProcessorOptions(style="describe", **shown)
     buckets = tuple(2**power for power in range(8, processor.max_length.bit_length())) + (processor.max_length,)
     batch = BatchOptions(batch_size=1, length_buckets=tuple(sorted(set(buckets))))
-    generator = load_generator(model_dir, decoder, processor, sampling, batch, control=control)
+    generator = load_generator(model_dir, decoder, processor, sampling, batch, control=control, adapter=adapter)
     (response,) = generator.generate([Example("question", question, "", "text", tuple(media))])
     if response.error is not None:
         raise DataError(response.error.removeprefix("question: "))

@@ -87,7 +87,7 @@ DAMAGES = {
     "truncated": (truncate, ["model-00002-of", "not a complete safetensors file"]),
     "missing tensor": (rename_first, ["1 tensor(s) missing, first", "patch_embed"]),
     "unknown tensor": (add_unknown, ["unexpected", "experts.0.weight"]),
-    "wrong shape": (lambda f: edit_config(f, hidden_size=128), ["has shape", "config.json asks for"]),
+    "wrong shape": (lambda f: edit_config(f, intermediate_size=128), ["has shape", "config.json asks for"]),
     "too few layers": (lambda f: edit_config(f, num_hidden_layers=1), ["unexpected", "model.layers.1."]),
     "quantised": (quantise, ["is I8", "F32, BF16, F16"]),
     "foreign": (lambda f: edit_config(f, model_type="llama"), ["'llama'", "'qwen2_5_vl'"]),

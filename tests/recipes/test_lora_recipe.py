@@ -13,14 +13,16 @@ from safetensors.numpy import load_file
 import jvlmm
 from jvlmm.config import apply_overrides, from_json, to_json
 from jvlmm.errors import ConfigError
-from jvlmm.models.huggingface import load_config, save_checkpoint
+from jvlmm.models.huggingface import load_config, load_params, save_checkpoint
 from jvlmm.models.qwen2_5_vl import abstract_params
+from jvlmm.recipes import reinforcing
 from jvlmm.recipes.recipe import Recipe, Run, load_recipe
 from jvlmm.recipes.sources import Source, VisionOptions
 from jvlmm.recipes.training import SFT
 from jvlmm.sharding.mesh import MeshOptions
 from jvlmm.training.lora import LoraOptions
 from jvlmm.training.optimizer import OptimizerOptions
+from jvlmm.training.policy import UpdateOptions
 from jvlmm.video.budget import PixelOptions
 
 TINY = Path(jvlmm.__file__).parent / "assets" / "tiny"
@@ -80,6 +82,50 @@ def test_the_export_is_the_base_with_the_adapter(stage, finished):
     key = "model.layers.1.self_attn.o_proj.weight"
     a, b = (adapter[f"base_model.model.model.language_model.{key[6:-7]}.lora_{x}.weight"] for x in "AB")
     np.testing.assert_allclose(merged[key], base[key] + 3 * b @ a, atol=1e-6)
+
+
+def test_a_stage_begins_with_an_adapter_merged_and_leaves_one_of_the_same_base(stage, finished, tmp_path):
+    """At a learning rate of 0 the model is the merged one; its adapter is the sum, which belongs to the base folder."""
+    unchanged = replace(stage, optimizer=replace(stage.optimizer, learning_rate=0.0), steps=1)
+    second = replace(unchanged, name="second", adapter="stage:sft", lora=replace(LORA, rank=3, alpha=3.0))
+    second.run(Run(tmp_path, seed=2, results={"sft": {"adapter": str(finished[0] / "adapters/sft")}}))
+    base, first, found = (
+        load_file(folder / "model.safetensors")
+        for folder in (Path(stage.model), finished[0] / "models/sft", tmp_path / "models/second")
+    )
+    assert any(np.any(base[key] != first[key]) for key in base)
+    for key, value in first.items():
+        np.testing.assert_allclose(found[key], value, atol=1e-6, err_msg=key)
+    options = json.loads((tmp_path / "adapters/second/adapter_config.json").read_text())
+    assert options["base_model_name_or_path"] == stage.model and set(options["rank_pattern"].values()) == {5}
+    config = load_config(stage.model)
+    again = load_params(stage.model, config, adapter=tmp_path / "adapters/second")
+    save_checkpoint(tmp_path / "again", again, config, "float32")
+    for key, value in load_file(tmp_path / "again/model.safetensors").items():
+        np.testing.assert_allclose(value, first[key], atol=1e-6, err_msg=key)
+
+
+def test_grpo_begins_with_the_adapter_it_names(stage, finished, tmp_path, monkeypatch):
+    class Begun(Exception):
+        """Its argument is the adapter that was to be merged."""
+
+    def begin(folder, config, shardings=None, adapter=None):
+        raise Begun(adapter)
+
+    monkeypatch.setattr(reinforcing, "load_params", begin)
+    options = {"vision": stage.vision, "length_buckets": (64,), "prompts": 8, "update": UpdateOptions(rows=8)}
+    policy = reinforcing.GRPO(model=stage.model, sources=stage.sources, style="direct", **options)
+    adapter = str(finished[0] / "adapters/sft")
+    for given, expected in (("", None), (adapter, Path(adapter))):
+        with pytest.raises(Begun) as begun:
+            replace(policy, adapter=given).run(Run(tmp_path, seed=1))
+        assert begun.value.args == (expected,)
+
+
+def test_a_stage_that_left_no_adapter_is_named(stage, tmp_path):
+    run = Run(tmp_path, seed=1, results={"full": {"path": "models/full"}})
+    with pytest.raises(ConfigError, match="'stage:full': stage full left no adapter"):
+        replace(stage, adapter="stage:full").run(run)
 
 
 def test_resumed_after_two_of_three_steps_it_ends_in_the_same_bits(stage, finished, tmp_path):

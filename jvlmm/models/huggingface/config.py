@@ -1,6 +1,7 @@
 """config.json of a Qwen2.5-VL checkpoint, read in every published layout and written in the hub's."""
 
-import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,15 @@ from transformers import Qwen2_5_VLConfig
 
 from jvlmm.errors import CheckpointError
 from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
+from jvlmm.models.huggingface.files import has_own_head
+from jvlmm.models.huggingface.json_file import optional_json, read_json
+from jvlmm.models.huggingface.refusals import (
+    check_generation,
+    check_shape,
+    check_sizes,
+    refuse_adapter,
+    refuse_quantised,
+)
 
 MODEL_TYPE = "qwen2_5_vl"
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
@@ -19,27 +29,39 @@ def load_config(directory: str | Path) -> ModelConfig:
 
     Reads the flat layout of the hub (`rope_scaling`) and the nested one of transformers 5 (`rope_parameters`), the
     end and pad tokens of generation_config.json and the normalisation of preprocessor_config.json where they exist.
-    Raises CheckpointError for a missing or malformed file, another architecture, or a feature that is not supported.
+    Where config.json ties the head to the embedding and the weights hold a head that differs, the head counts, as
+    transformers 5 has it. Raises CheckpointError for a missing or malformed file, sizes no model has, another
+    architecture, quantised weights, an adapter without its model, or a feature that is not supported.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory; pass a folder that holds config.json")
-    raw = read_json(directory / "config.json")
+    refuse_adapter(directory)
+    path = directory / "config.json"
+    raw = read_json(path)
     if raw.get("model_type") != MODEL_TYPE:
         raise CheckpointError(
-            f"{directory / 'config.json'}: model_type is {raw.get('model_type')!r}; only {MODEL_TYPE!r} is supported"
+            f"{path}: model_type is {str(raw.get('model_type'))[:60]!r}; only {MODEL_TYPE!r} is supported"
         )
+    refuse_quantised(directory, raw)
+    check_sizes(raw, path)
+    generation = optional_json(directory / "generation_config.json")
+    check_generation(generation, directory / "generation_config.json")
     try:
         config = Qwen2_5_VLConfig.from_dict(raw)
-        _require_supported(config, directory / "config.json")
-        return ModelConfig(
-            vision=_vision_config(config, _optional_json(directory / "preprocessor_config.json")),
+        _require_supported(config, path)
+        found = ModelConfig(
+            vision=_vision_config(config, optional_json(directory / "preprocessor_config.json")),
             text=_text_config(config),
-            tokens=_special_tokens(config, _optional_json(directory / "generation_config.json")),
+            tokens=_special_tokens(config, generation),
         )
-    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         message = " ".join(str(error).split())
-        raise CheckpointError(f"{directory / 'config.json'}: not a usable {MODEL_TYPE} config: {message}") from error
+        raise CheckpointError(f"{path}: not a usable {MODEL_TYPE} config: {message[:300]}") from error
+    check_shape(found, path)
+    if found.text.tie_word_embeddings and has_own_head(directory):
+        found = replace(found, text=replace(found.text, tie_word_embeddings=False))
+    return found
 
 
 def hub_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -90,26 +112,17 @@ def hub_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     }
 
 
+def untied(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config.json of either layout in which the head is a parameter of its own."""
+    changed = {**raw, "tie_word_embeddings": False}
+    if isinstance(raw.get("text_config"), Mapping):
+        changed["text_config"] = {**raw["text_config"], "tie_word_embeddings": False}
+    return changed
+
+
 def generation_config(config: ModelConfig) -> dict[str, Any]:
     """generation_config.json: the tokens that end and pad a completion."""
     return {"eos_token_id": list(config.tokens.eos), "pad_token_id": config.tokens.pad}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of the checkpoint; missing or malformed is a CheckpointError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; the checkpoint is incomplete, download it again") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download it again") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}; download it again")
-    return value
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
 
 
 def _require_supported(config: Qwen2_5_VLConfig, path: Path) -> None:

@@ -10,9 +10,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from jvlmm.errors import CheckpointError
-from jvlmm.models.huggingface.config import load_config
+from jvlmm.models.huggingface.config import load_config, untied
+from jvlmm.models.huggingface.json_file import read_json
 from jvlmm.models.huggingface.load import load_params
-from jvlmm.models.huggingface.save import copy_companions, save_checkpoint
+from jvlmm.models.huggingface.save import copy_companions, save_checkpoint, write_json
 
 _PARAMS = "params"  # Orbax item inside a converted folder, and the field of a training state
 
@@ -37,6 +38,8 @@ def from_huggingface(
         for name in ("config.json", "generation_config.json"):
             if (source / name).is_file():
                 shutil.copyfile(source / name, directory / name)
+        if not config.text.tie_word_embeddings:  # also where config.json ties a head that the weights hold apart
+            write_json(directory / "config.json", untied(read_json(source / "config.json")))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory / _PARAMS, params)
     except (OSError, ValueError, RuntimeError) as error:

@@ -12,33 +12,40 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jvlmm.errors import CheckpointError
 from jvlmm.models.config import ModelConfig
+from jvlmm.models.huggingface.adapter_file import read_adapter
 from jvlmm.models.huggingface.files import locate_tensors, read_tensor
 from jvlmm.models.huggingface.names import Tensor, checkpoint_tensors
 
 
-def load_params(directory: str | Path, config: ModelConfig, shardings: Any = None) -> Mapping[str, Any]:
+def load_params(
+    directory: str | Path, config: ModelConfig, shardings: Any = None, adapter: str | Path | None = None
+) -> Mapping[str, Any]:
     """Parameters {"vision", "merger", "decoder"} of the checkpoint, as `config.param_dtype`.
 
     Files are memory-mapped, one tensor at a time, and each device is handed only its slices: the host never holds
     more than one tensor. bfloat16, float16 and float32 files are read, in one file or sharded with an
-    index, under the hub's key names or those of transformers 5.
+    index, under the hub's key names, those of transformers 5, or either behind the prefixes of wrappers.
 
     Args:
       config: from `load_config(directory)`; `scan_layers` chooses the stacked or the unrolled tree.
       shardings: tree of NamedSharding like the parameters; None leaves everything on the default device.
+      adapter: folder of a PEFT adapter of LoRA, which is merged in float32 while the weights are read.
 
     Raises CheckpointError where the files are missing, damaged or do not fit `config`.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory; pass a folder that holds config.json")
+    updates = {} if adapter is None else read_adapter(adapter, config)
     flat_shardings = {} if shardings is None else flatten_dict(shardings, sep=".")
     rows = _row_counts(config)
     params: dict[str, jax.Array] = {}
     for path, tensors in locate_tensors(directory, config).items():
         for tensor, key in tensors:
             sharding = flat_shardings.get(tensor.path)
-            array = read_tensor(path, tensor, key, partial(_to_devices, tensor, sharding))
+            array = read_tensor(
+                path, tensor, key, place=partial(_to_devices, tensor, sharding), update=updates.get(tensor.key)
+            )
             if tensor.row is None:
                 param = array.astype(config.param_dtype)
             else:

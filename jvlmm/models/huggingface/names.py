@@ -10,9 +10,13 @@ import numpy as np
 
 from jvlmm.models.config import ModelConfig
 
-# Prefixes of transformers 5's modules -> those of the hub's files, which are the canonical keys here.
-_RENAMED = ((re.compile(r"^model\.visual\."), "visual."), (re.compile(r"^model\.language_model\."), "model."))
-_MODULES = (("visual.", "model.visual."), ("model.", "model.language_model."))  # and back
+# Modules of the hub's files, whose names are the canonical ones here -> those of transformers 5.
+_MODULES = (("visual.", "model.visual."), ("model.", "model.language_model."))
+# What wraps a model and shows in the names of its tensors: torch.compile, DataParallel, FSDP, activation checkpoints.
+_WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+_OF_PEFT = ["base_model", "model"]
+_INSIDE = ("model", "language_model", "visual", "lm_head")  # what a model's own `model.` may stand before
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _DERIVED = re.compile(r"(^|\.)(rotary_emb|rotary_pos_emb)\.inv_freq$")  # buffers that old files carry
 
 
@@ -66,10 +70,19 @@ class Tensor:
 
 
 def canonical_key(key: str) -> str:
-    """The hub's name of a key in either naming scheme."""
-    for prefix, replacement in _RENAMED:
-        key = prefix.sub(replacement, key)
-    return key
+    """Returns the hub's name of a tensor in any naming: transformers 4.49 to 5, and what wrappers put before it.
+
+    `language_model.layers…`, `model.language_model.layers…` and `base_model.model.module.model.layers…` are all
+    `model.layers…`.
+    """
+    parts = [part for part in key.split(".") if part not in _WRAPPERS]
+    while parts[:2] == _OF_PEFT:
+        parts = parts[2:]
+    while len(parts) > 2 and parts[0] == "model" and parts[1] in _INSIDE:
+        parts = parts[1:]
+    if parts and parts[0] == "language_model":
+        parts = parts[1:] if parts[1:2] == ["model"] else ["model", *parts[1:]]
+    return ".".join(parts)
 
 
 def module_name(tensor: Tensor) -> str:
@@ -83,7 +96,7 @@ def module_name(tensor: Tensor) -> str:
 
 def is_redundant(key: str, config: ModelConfig) -> bool:
     """Whether a checkpoint may hold this canonical key although the model has no such parameter."""
-    return bool(_DERIVED.search(key)) or (key == "lm_head.weight" and config.text.tie_word_embeddings)
+    return bool(_DERIVED.search(key)) or (key == HEAD and config.text.tie_word_embeddings)
 
 
 def checkpoint_tensors(config: ModelConfig) -> Iterator[Tensor]:
@@ -116,7 +129,7 @@ def _decoder_tensors(config: ModelConfig) -> Iterator[Tensor]:
     text = config.text
     width, heads, kv_heads = text.hidden_size, (text.num_heads, text.head_dim), (text.num_kv_heads, text.head_dim)
     table = (text.vocab_size, width)
-    yield Tensor("decoder.embed.embedding", "model.embed_tokens.weight", table, table, inputs=0)
+    yield Tensor("decoder.embed.embedding", EMBEDDING, table, table, inputs=0)
     layer = [
         *_vector("input_layernorm.scale", "input_layernorm.weight", width),
         *_linear("self_attn.q_proj", "self_attn.q_proj", (width,), heads),
@@ -129,7 +142,7 @@ def _decoder_tensors(config: ModelConfig) -> Iterator[Tensor]:
     yield from _repeat(layer, "decoder.layers", "model.layers", text.num_layers, config.scan_layers)
     yield from _vector("decoder.norm.scale", "model.norm.weight", width)
     if not text.tie_word_embeddings:
-        yield Tensor("decoder.lm_head.embedding", "lm_head.weight", table, table, inputs=0)
+        yield Tensor("decoder.lm_head.embedding", HEAD, table, table, inputs=0)
 
 
 def _vector(path: str, key: str, *shape: int) -> list[Tensor]:

@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 
 from jvlmm.errors import CheckpointError
 from jvlmm.models.config import ModelConfig
-from jvlmm.models.huggingface.config import generation_config, hub_config, read_json
+from jvlmm.models.huggingface.config import generation_config, hub_config
 from jvlmm.models.huggingface.files import INDEX_FILE, SINGLE_FILE
+from jvlmm.models.huggingface.json_file import read_json
 from jvlmm.models.huggingface.names import Tensor, checkpoint_tensors
 from jvlmm.sharding.hosts import wait_for_all
 
