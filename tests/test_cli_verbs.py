@@ -187,7 +187,7 @@ def test_an_adapter_is_merged_for_generate_and_eval(model, dataset, tmp_path, re
     outputs = []
     for name, arguments in (("a", [model, "--adapter", str(tmp_path / "adapter")]), ("m", [str(tmp_path / "merged")])):
         figures = result(*evaluation, "--out", str(tmp_path / name), "--model", *arguments)
-        outputs.append(json.loads(Path(figures["predictions"]).read_text().splitlines()[0])["output"])
+        outputs.append(json.loads(Path(figures["predictions"]).read_text().splitlines()[0])["raw"])
     assert outputs[0] == outputs[1]
     assert "holds a PEFT adapter" in failure(*asked, str(tmp_path / "adapter"))
     assert "no adapter" in failure(*asked, model, "--adapter", model)
