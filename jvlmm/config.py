@@ -183,7 +183,8 @@ def _rebuild(node: Any, tree: Any, path: str, annotation: Any = None) -> Any:
     node = _default_of(annotation) if node is None else node
     if isinstance(node, tuple):
         keys = {id(element): key for key, element in _keyed(node) if key in tree}
-        return tuple(_rebuild(e, tree[keys[id(e)]], f"{path}.{keys[id(e)]}") if id(e) in keys else e for e in node)
+        within = "" if "." not in path and not any(key.isdigit() for key in tree) else f"{path}."  # stages.sft is sft
+        return tuple(_rebuild(e, tree[keys[id(e)]], f"{within}{keys[id(e)]}") if id(e) in keys else e for e in node)
     if isinstance(node, Mapping):
         return {**node, **{key: _rebuild(node.get(key), branch, f"{path}.{key}") for key, branch in tree.items()}}
     hints = typing.get_type_hints(type(node))

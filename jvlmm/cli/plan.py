@@ -55,7 +55,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def plan(args: argparse.Namespace) -> Result:
-    from jvlmm.recipes.planning import plan_recipe
+    from jvlmm.recipes.fitting import plan_with_remedies
     from jvlmm.recipes.searching import SearchOptions, search_recipe
 
     common = args.config, args.topology, tuple(args.overrides), not args.text_only
@@ -64,7 +64,7 @@ def plan(args: argparse.Namespace) -> Result:
         return search_recipe(*common, SearchOptions(**given, batch_sizes=_sizes(args.batch_sizes)))
     if args.compiles is not None or args.batch_sizes is not None:
         raise ConfigError("--compiles and --batch-sizes say how a search goes; add --search, or leave them out")
-    return plan_recipe(*common)
+    return plan_with_remedies(*common)
 
 
 def status(result: Result) -> int:
@@ -89,6 +89,8 @@ def show(result: Result) -> None:
     for program in result["programs"]:
         if not program["fits"]:
             print(f"{program['name']}: {program['advice']}")
+    for stage, overrides in result["fitting"].items():
+        print(f"{stage} fits, by arithmetic, with {' '.join(overrides)}")
 
 
 def _show_search(search: dict[str, Any], programs: list[dict[str, Any]]) -> None:

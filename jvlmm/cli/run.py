@@ -17,6 +17,9 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", help="a Python file with one function recipe()")
     parser.add_argument("--workdir", metavar="DIR", help="the run directory (default: the recipe's own)")
+    parser.add_argument(
+        "--no-memory-check", action="store_true", help="run also where the plan finds too little memory on a GPU or TPU"
+    )
     add_overrides(parser, "values that replace those of the recipe")
 
 
@@ -27,7 +30,7 @@ def run(args: argparse.Namespace) -> Result | None:
     from jvlmm.sharding.hosts import joined, process_index
 
     with joined(os.environ):
-        result = run_recipe(args.config, args.workdir, tuple(args.overrides))
+        result = run_recipe(args.config, args.workdir, tuple(args.overrides), not args.no_memory_check)
         return result if process_index() == 0 else None
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import jax
 from jax.sharding import Mesh
 
+from jvlmm.config import naming_options
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example
 from jvlmm.data.loader import PipelineOptions
@@ -241,8 +242,10 @@ class GRPO:
 
     def meshes(self, devices: Sequence[jax.Device] | int) -> PolicyMeshes:
         """How they share the update, and how the rollouts."""
-        training = make_mesh(self.mesh, devices)
-        rollout = training if self.rollout.mesh is None else make_mesh(self.rollout.mesh, devices)
+        training = rollout = make_mesh(self.mesh, devices)
+        if self.rollout.mesh is not None:
+            with naming_options(self.rollout, "rollout"):  # an error means the axes of this mesh, not of the other
+                rollout = make_mesh(self.rollout.mesh, devices)
         split = row_shards(training, self.rules)[0]
         if self.update.rows % split:
             raise ConfigError(

@@ -15,6 +15,7 @@ from jvlmm import __version__
 from jvlmm.config import apply_overrides, config_diff, naming_options, to_json
 from jvlmm.errors import ConfigError, JvlmmError
 from jvlmm.json_text import json_text
+from jvlmm.recipes.fitting import check_memory
 from jvlmm.recipes.recipe import Recipe, Run, Stage, load_recipe
 from jvlmm.sharding.hosts import from_first
 from jvlmm.training.host_memory import keep_freed_memory_on_cpu
@@ -23,13 +24,17 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 
 
 def run_recipe(
-    config_path: str | Path, workdir: str | Path | None = None, overrides: tuple[str, ...] = ()
+    config_path: str | Path,
+    workdir: str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    memory_check: bool = True,
 ) -> dict[str, Any]:
     """Run or resume the recipe of a configuration file.
 
     Stages already finished in `workdir` are not run again; the one that was interrupted continues from its
     last checkpoint. Returns `{"workdir", "evaluations": {STAGE: result}}`, the contract of `run --json`.
-    Raises ConfigError when `workdir` holds a run of another configuration.
+    Raises ConfigError when `workdir` holds a run of another configuration, and with `memory_check` where a stage needs
+    more memory than an accelerator has.
 
     With several processes each runs this, on a directory they share; the first writes to it.
     """
@@ -37,6 +42,8 @@ def run_recipe(
     for stage in recipe.stages:
         with naming_options(stage, stage.name):
             getattr(stage, "check", lambda: None)()
+    if memory_check:
+        check_memory(recipe, jax.devices())
     folder = Path(workdir if workdir is not None else recipe.workdir).expanduser().resolve()
     agree_on_config(replace(recipe, workdir=""))
     from_first("directory", lambda: claim_directory(folder, replace(recipe, workdir="")))

@@ -40,6 +40,14 @@ class RolloutOptions:
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name}={getattr(self, name)} must be at least 1")
 
+    def check_readers(self, readers: int) -> None:
+        """Raises ConfigError where the rows do not divide over so many groups of devices."""
+        if self.rows % readers:
+            raise ConfigError(
+                f"rollout.rows={self.rows} do not divide over the {readers} groups of devices that read and decode "
+                "them; use a multiple, or fewer devices along data and fsdp of rollout.mesh"
+            )
+
 
 class Engine:
     """Decodes completions of prompts with one model shape.
@@ -70,11 +78,7 @@ class Engine:
         self.seconds = {"prefill": 0.0, "decode_tokens": 0.0}  # spent so far
         self.devices = Devices.of(mesh, config.rules)
         self.readers = self.devices.shards[0]  # prompts read at one time
-        if options.rows % self.readers:
-            raise ConfigError(
-                f"rollout.rows={options.rows} do not divide over the {self.readers} groups of devices that read and "
-                "decode them; use a multiple, or fewer devices along data and fsdp of rollout.mesh"
-            )
+        options.check_readers(self.readers)
         self.batch = for_readers(batch, self.readers)
         self.banned = self.devices.put_whole(banned_tokens(config, tokenizer.length, banned))
 

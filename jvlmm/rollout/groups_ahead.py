@@ -39,11 +39,15 @@ class AbstractRollout:
         options: RolloutOptions,
         group: int,
     ):
-        """`params` are ShapeDtypeStructs that say how they lie; `frame_patches` None: prompts are of text alone."""
+        """`params` are ShapeDtypeStructs that say how they lie; `frame_patches` None: prompts are of text alone.
+
+        Raises ConfigError where the rows do not divide over the devices.
+        """
         self.config, self.params, self.mesh, self.rules = config, params, mesh, rules
         self.sampling, self.options, self.group = sampling, options, group
         self.of_prompt, self.frame_patches = of_prompt, frame_patches
         self.readers, parts = row_shards(mesh, rules)
+        options.check_readers(self.readers)
         self.encoders = self.readers * parts
 
     @cached_property

@@ -28,7 +28,7 @@ class MeshOptions:
         for field in fields(self):
             size = getattr(self, field.name)
             if size < 1 and size != -1:
-                raise ConfigError(f"mesh axis {field.name}={size}: use a positive number, or -1 for the rest")
+                raise ConfigError(f"mesh.{field.name}={size}: use a positive number, or -1 for the rest")
         if astuple(self).count(-1) > 1:
             raise ConfigError(f"{self}: only one mesh axis may be -1; give a number for the others")
 
@@ -64,8 +64,8 @@ def _shape_between_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...
     by_fsdp = slices // by_data
     if fsdp % by_fsdp:
         raise ConfigError(
-            f"mesh data={data}, fsdp={fsdp} cannot go between {slices} slices; make data a multiple of {slices}, "
-            "or their product"
+            f"mesh.data={data}, mesh.fsdp={fsdp} cannot go between {slices} slices; make mesh.data a multiple of "
+            f"{slices}, or their product"
         )
     return (by_data, by_fsdp, *(1 for _ in shape[2:]))
 
@@ -76,7 +76,7 @@ def _mesh_shape(options: MeshOptions, count: int) -> tuple[int, ...]:
     if -1 in sizes and count % fixed == 0:
         return tuple(count // fixed if size == -1 else size for size in sizes)
     if fixed != count or -1 in sizes:
-        asked = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+        asked = ", ".join(f"mesh.{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
         remedy = "their product must equal it" if -1 not in sizes else f"the fixed axes ({fixed}) must divide it"
-        raise ConfigError(f"mesh {asked} does not fit {count} device(s): {remedy}; one axis may be -1 for the rest")
+        raise ConfigError(f"{asked} does not fit {count} device(s): {remedy}; one axis may be -1 for the rest")
     return sizes

@@ -78,7 +78,7 @@ def test_weights_are_read_once_a_token():
             "axis 'kv_heads' of size 2 does not divide over 8 devices.*rules.kv_heads=",
         ),
         (("sft.batch_size=12",), "batch_size = 12 does not divide over the 8 devices.*use a multiple of 8"),
-        (("sft.mesh.fsdp=3",), "mesh data=1, fsdp=3.*does not fit 8 device"),
+        (("sft.mesh.fsdp=3",), r"sft\.mesh\.data=1, sft\.mesh\.fsdp=3.*does not fit 8 device"),
         (
             ("sft.mesh.context=8", "sft.mesh.fsdp=1", "sft.length_buckets=100"),
             "rows of 100 tokens do not divide over the 8 devices.*use multiples of 8",

@@ -157,9 +157,12 @@ def test_a_gpu_plan_counts_all_programs(recipe):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("grpo.update.rows=12",), r"vision.patch_buckets=.* are patches of update.rows=12"),
+        (("grpo.update.rows=12",), r"grpo.vision.patch_buckets=.* are patches of grpo.update.rows=12"),
         (("grpo.update.rows=4", "grpo.prompts=4"), "update.rows=4 do not divide over the 8 devices"),
-        (("grpo.mesh.fsdp=4", "grpo.mesh.context=2"), "mesh.context splits rows of one sequence"),
+        (("grpo.mesh.fsdp=4", "grpo.mesh.context=2"), "grpo.mesh.context splits rows of one sequence"),
+        (("grpo.rollout.rows=2",), "grpo.rollout.rows=2 do not divide over the 4 groups of devices"),
+        (("grpo.mesh.fsdp=3",), r"grpo\.mesh\.data=1, grpo\.mesh\.fsdp=3.*does not fit 8 device"),
+        (("grpo.rollout.mesh.tensor=3",), r"grpo\.rollout\.mesh\.data=-1.*grpo\.rollout\.mesh\.tensor=3"),
     ],
 )
 def test_meshes_that_do_not_suit_are_refused(recipe, overrides, told):

@@ -64,7 +64,9 @@ def test_only_data_or_fsdp_goes_between_slices(options, slices):
 
 
 def test_tensor_parallelism_between_slices_is_refused():
-    with pytest.raises(ConfigError, match="data=1, fsdp=1 cannot go between 2 slices; make data a multiple of 2"):
+    with pytest.raises(
+        ConfigError, match=r"mesh\.data=1, mesh\.fsdp=1 cannot go between 2 slices; make mesh\.data a multiple of 2"
+    ):
         make_mesh(MeshOptions(data=1, tensor=-1), two_slices())
 
 
