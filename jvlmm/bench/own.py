@@ -7,6 +7,7 @@ import numpy as np
 
 from jvlmm.bench.workload import Arrays, Workload
 from jvlmm.data.batch import Batch, BatchOptions, collate
+from jvlmm.data.positions import next_position
 from jvlmm.data.sequence import Sequence
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import for_training
@@ -103,7 +104,7 @@ def sequences(arrays: Arrays, config: ModelConfig) -> list[Sequence]:
                 loss_mask=arrays.answers[row, :length],
                 visual_index=np.where(is_video, np.cumsum(is_video) - 1, -1).astype(np.int32),
                 patches=(patches,),
-                next_position=int(arrays.positions[row].max()) + 1,
+                next_position=int(next_position(arrays.positions[row], length)),
             )
         )
     return made

@@ -53,7 +53,7 @@ class Reference:
     def decode(self) -> list[int]:
         token, cache = self.started
         drawn, mask = [token], self.prompt["attention_mask"]
-        following = self.prompt["position_ids"].amax(dim=(0, 2))[None, :, None].expand(3, -1, 1) + 1
+        following = self.prompt["position_ids"][:, :, -1:] + 1  # padded to the left
         for step in range(self.new_tokens - 1):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             outputs = self.model(

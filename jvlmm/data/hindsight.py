@@ -11,6 +11,7 @@ import numpy as np
 
 from jvlmm.data.example import Example
 from jvlmm.data.groups import Rollout
+from jvlmm.data.positions import next_position
 from jvlmm.data.sequence import Sequence
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import DataError
@@ -74,15 +75,15 @@ def split_prompt(prompt: Sequence, tokenizer: ChatTokenizer) -> tuple[Sequence, 
     if not len(ends):
         raise DataError(f"{prompt.id}: the prompt holds no end of a turn, so hindsight has no place in it")
     length = int(ends[-1])
-    tail = prompt.tokens[length:]
+    tail, positions = prompt.tokens[length:], prompt.positions[:, :length]
     kept = Sequence(
         id=prompt.id,
         tokens=prompt.tokens[:length],
-        positions=prompt.positions[:, :length],
+        positions=positions,
         loss_mask=prompt.loss_mask[:length],
         visual_index=prompt.visual_index[:length],
         patches=prompt.patches,
-        next_position=prompt.next_position - len(tail),
+        next_position=int(next_position(positions, np.int32(length))),
     )
     return kept, tail
 

@@ -1,13 +1,16 @@
-"""Multimodal rotary positions (M-RoPE) of one row, computed on the host."""
+"""Multimodal rotary positions (M-RoPE): those of a row, computed on the host, and that of the token after a row."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from jvlmm.models.config import SpecialTokens, VisionConfig
 
-TextAfterMedia = Literal["grid", "max"]
+TextAfterMedia = Literal["max", "grid"]
+TEXT_AFTER_MEDIA: tuple[TextAfterMedia, ...] = get_args(TextAfterMedia)
+DEFAULT_TEXT_AFTER_MEDIA: TextAfterMedia = "max"
+"""How the released weights were trained."""
 
 
 def mrope_positions(
@@ -16,7 +19,7 @@ def mrope_positions(
     seconds_per_grid: Sequence[float],
     special: SpecialTokens,
     vision: VisionConfig,
-    text_after_media: TextAfterMedia = "grid",
+    text_after_media: TextAfterMedia = DEFAULT_TEXT_AFTER_MEDIA,
 ) -> tuple[np.ndarray, int]:
     """Temporal, height and width positions of every token, and the position of the token after the last.
 
@@ -26,10 +29,10 @@ def mrope_positions(
 
     Text counts up by one on all three axes. A merged patch at (t, y, x) of a video that starts at s stands
     at (s + ⌊t · tokens_per_second · seconds_per_grid⌋, s + y, s + x), the product in float32; for an image
-    the temporal step is 1. Where text goes on after media: `grid` is s + max(h, w) / merge, as in
-    `Qwen2_5_VLModel.get_rope_index` of transformers 5.3 and later; `max` is one more than the largest
-    position so far, as in earlier releases. They differ for videos whose temporal positions pass the
-    spatial ones. The next position is one more than the largest, as transformers generates.
+    the temporal step is 1. Where text goes on after media: `max` is one more than the largest position so
+    far on any axis, as in transformers 4.49 to 5.2 and vLLM, which the released weights were trained with;
+    `grid` is s + max(h, w) / merge, as in `Qwen2_5_VLModel.get_rope_index` of transformers 5.3 and later.
+    They differ for videos whose temporal positions pass the spatial ones.
 
     Raises ValueError when the runs of placeholders do not fit the grids.
     """
@@ -55,4 +58,18 @@ def mrope_positions(
         start = largest + 1 if text_after_media == "max" else start + max(h, w) // merge
         done = end
     positions[:, done:] = np.arange(start, start + len(tokens) - done)
-    return positions, int(positions.max(initial=-1)) + 1
+    return positions, int(next_position(positions, np.int32(len(tokens))))
+
+
+def next_position(positions: Any, lengths: Any) -> Any:
+    """Returns where the token after each row's last one stands, the same on all three axes: int32 [...].
+
+    positions: int [..., 3, L]. lengths: int [...], tokens of each row; what lies past them is padding. NumPy
+    arrays, or JAX arrays, inside a compiled program too.
+
+    A row that is asked ends with text, whose three positions are equal, and the token after it stands one
+    further on: whether it is learnt in SFT, decoded (as `generate` of transformers decodes), a completion of
+    GRPO or what a teacher reads. This is the only place that says so. A row without tokens gives 0.
+    """
+    is_last = np.arange(positions.shape[-1]) == lengths[..., None] - 1
+    return ((positions + 1) * is_last[..., None, :]).max((-2, -1), initial=0)

@@ -7,7 +7,7 @@ import numpy as np
 
 from jvlmm.data.example import Example, Media
 from jvlmm.data.patch_cache import PatchCache
-from jvlmm.data.positions import TextAfterMedia, mrope_positions
+from jvlmm.data.positions import DEFAULT_TEXT_AFTER_MEDIA, TEXT_AFTER_MEDIA, TextAfterMedia, mrope_positions
 from jvlmm.data.prompts import Style, media_in_order, render
 from jvlmm.data.sequence import Sequence
 from jvlmm.data.tokenizer import ChatTokenizer
@@ -40,14 +40,14 @@ class ProcessorOptions:
     pixels: PixelOptions = PixelOptions()
     max_length: int = 8192  # tokens of one sequence, visual tokens included
     cache_bytes: int = 0  # host memory for patches of files used again; 0 decodes every time
-    text_after_media: TextAfterMedia = "grid"  # see positions.mrope_positions
+    text_after_media: TextAfterMedia = DEFAULT_TEXT_AFTER_MEDIA  # see positions.mrope_positions
     timestamps: str = ""  # of seconds, such as "{:.1f}": said before every temporal patch of a video; "" says none
 
     def __post_init__(self) -> None:
         if self.style not in ("direct", "think", "describe"):
             raise ConfigError(f"processor.style={self.style!r} is unknown; choose direct, think or describe")
-        if self.text_after_media not in ("grid", "max"):
-            raise ConfigError(f"processor.text_after_media={self.text_after_media!r} is unknown; choose grid or max")
+        if self.text_after_media not in TEXT_AFTER_MEDIA:
+            raise ConfigError(f"processor.text_after_media={self.text_after_media!r} is unknown; choose max or grid")
         if self.timestamps and not _tells_times(self.timestamps):
             raise ConfigError(
                 f"processor.timestamps={self.timestamps!r} tells no time; write a format of seconds such as '{{:.1f}}'"

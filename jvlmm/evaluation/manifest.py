@@ -21,6 +21,8 @@ def manifest_entry(generator: Generator | Answers, protocol: str) -> dict[str, A
         "prompt": options.style,
         "frames": asdict(options.frames),
         "pixels": asdict(options.pixels),
+        "timestamps": options.timestamps,
+        "text_after_media": options.text_after_media,
         "max_length": options.max_length,
         "sampling": asdict(generator.options),
         "seed": generator.options.seed,

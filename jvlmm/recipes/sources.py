@@ -18,6 +18,7 @@ from jvlmm.data.moving_shapes import (
     load,
     open_ended,
 )
+from jvlmm.data.positions import DEFAULT_TEXT_AFTER_MEDIA, TextAfterMedia
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.processor_files import checkpoint_timestamps
 from jvlmm.data.prompts import Style
@@ -74,6 +75,7 @@ class VisionOptions:
     pixels: PixelOptions = field(default_factory=PixelOptions)
     limits: Limits = field(default_factory=Limits)
     timestamps: str | None = None  # see ProcessorOptions; None: as the checkpoint asks
+    text_after_media: TextAfterMedia = DEFAULT_TEXT_AFTER_MEDIA  # see positions.mrope_positions
     workers: int = 1  # decoding processes; 0 decodes in this one, for files that are trusted
     cache_bytes: int = 0  # host memory for patches of files read again
     patch_buckets: tuple[int, ...] = ()  # patches of a batch; (): as many as there are
@@ -91,6 +93,7 @@ class VisionOptions:
             pixels=self.pixels,
             max_length=max_length,
             timestamps=checkpoint_timestamps(model_dir) if self.timestamps is None else self.timestamps,
+            text_after_media=self.text_after_media,
             cache_bytes=self.cache_bytes,
         )
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvlmm.data.batch import Batch
+from jvlmm.data.positions import next_position
 from jvlmm.models import qwen2_5_vl
 from jvlmm.models.cache import KVCache, cache_axes
 from jvlmm.models.config import ModelConfig
@@ -116,7 +117,7 @@ def start(
         log_probs=jnp.zeros((rows, options.max_tokens), jnp.float32),
         lengths=jnp.zeros(rows, jnp.int32),
         finished=prompt_lengths == 0,
-        next_position=jnp.where(in_prompt[:, None], batch.positions, -1).max(axis=(1, 2)) + 1,
+        next_position=next_position(batch.positions, prompt_lengths),
         keys=keys,
         step=jnp.int32(0),
         cache=cache,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jvlmm.data.batch import Batch
+from jvlmm.data.positions import next_position
 from jvlmm.models import qwen2_5_vl
 from jvlmm.models.cache import GroupCache, Stores, cache_axes
 from jvlmm.models.config import ModelConfig
@@ -61,12 +62,13 @@ def read(params, config: ModelConfig, batch: Batch, features: jax.Array | None) 
     rows = batch.tokens, batch.positions, batch.segment_ids, batch.visual_index
     hidden, kept = qwen2_5_vl.read_prompts(params, config, *rows, features)
     valid = batch.segment_ids > 0
-    last = jnp.maximum(valid.sum(axis=-1) - 1, 0)[:, None, None]
+    lengths = valid.sum(axis=-1)
+    last = jnp.maximum(lengths - 1, 0)[:, None, None]
     return ReadPrompts(
         kept=kept,
         valid=valid,
         hidden=jnp.take_along_axis(hidden, last, axis=1)[:, 0],
-        next_position=jnp.where(valid[:, None], batch.positions, -1).max(axis=(1, 2)) + 1,
+        next_position=next_position(batch.positions, lengths),
     )
 
 

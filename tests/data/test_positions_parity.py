@@ -1,4 +1,4 @@
-"""Positions against transformers' own `get_rope_index`."""
+"""Positions against transformers: its own `get_rope_index` (`grid`), and the algorithm of its 4.49 (`max`)."""
 
 import numpy as np
 import pytest
@@ -50,25 +50,54 @@ def _reference(tokens, parts, tokens_per_second):
     images = [p[1] for p in media if p[0] == "image"]
     videos = [p for p in media if p[0] == "video"]
     types = np.select([tokens == 1, tokens == 2], [1, 2], 0)
-    positions, deltas = _Model(tokens_per_second).get_rope_index(
+    positions, _ = _Model(tokens_per_second).get_rope_index(
         torch.tensor(tokens)[None].long(),
         torch.tensor(types)[None],
         image_grid_thw=torch.tensor(images) if images else None,
         video_grid_thw=torch.tensor([p[1] for p in videos]) if videos else None,
         second_per_grid_ts=torch.tensor([p[2] for p in videos]) if videos else None,
     )
-    return positions[:, 0].numpy(), int(deltas[0, 0]) + len(tokens)
+    return positions[:, 0].numpy()
+
+
+def _as_4_49(tokens, grids, seconds, tokens_per_second):
+    """`Qwen2_5_VLForConditionalGeneration.get_rope_index` of transformers 4.49, of one row: (positions, the next).
+
+    It looks for the next placeholder from where it stands; text goes on at the maximum of all before it, plus one.
+    """
+    ids, chunks, start = tokens.tolist(), [], 0
+    for (t, h, w), second in zip(grids, seconds, strict=True):
+        places = [ids.index(kind, start) for kind in (1, 2) if kind in ids[start:]]
+        end, is_image = min(places), ids[min(places)] == 1
+        begin = int(chunks[-1].max()) + 1 if chunks else 0
+        text = end - start
+        if text:
+            chunks.append(torch.arange(text).view(1, -1).expand(3, -1) + begin)
+        h, w = h // 2, w // 2
+        interval = torch.tensor(0.0 if is_image else second, dtype=torch.float32)
+        times = (torch.arange(t).view(-1, 1).expand(-1, h * w) * interval * tokens_per_second).long().flatten()
+        rows = torch.arange(h).view(1, -1, 1).expand(t, -1, w).flatten()
+        columns = torch.arange(w).view(1, 1, -1).expand(t, h, -1).flatten()
+        chunks.append(torch.stack([times, rows, columns]) + text + begin)
+        start = end + t * h * w
+    if start < len(ids):
+        begin = int(chunks[-1].max()) + 1 if chunks else 0
+        chunks.append(torch.arange(len(ids) - start).view(1, -1).expand(3, -1) + begin)
+    positions = torch.cat(chunks, dim=1).numpy()
+    return positions, int(positions.max()) + 1
 
 
 def _check(parts, tokens_per_second=2):
     tokens, grids, seconds = _row(parts)
-    positions, following = mrope_positions(
-        tokens, grids, seconds, SPECIAL, VisionConfig(tokens_per_second=tokens_per_second)
-    )
-    expected, expected_following = _reference(tokens, parts, tokens_per_second)
-    np.testing.assert_array_equal(positions, expected)
-    assert positions.dtype == np.int32
-    assert following == expected_following
+    vision = VisionConfig(tokens_per_second=tokens_per_second)
+    by_grid, _ = mrope_positions(tokens, grids, seconds, SPECIAL, vision, text_after_media="grid")
+    np.testing.assert_array_equal(by_grid, _reference(tokens, parts, tokens_per_second))
+    assert by_grid.dtype == np.int32
+    if tokens_per_second < 25:  # of a power of two both orders of the product are exact
+        by_max, following = mrope_positions(tokens, grids, seconds, SPECIAL, vision)
+        expected, expected_following = _as_4_49(tokens, grids, seconds, tokens_per_second)
+        np.testing.assert_array_equal(by_max, expected)
+        assert following == expected_following
 
 
 @pytest.mark.parametrize(

@@ -182,13 +182,17 @@ def torch_inputs(model, config: ModelConfig, batch: MixedBatch, rows=slice(None)
 
 
 def rope_positions(model, inputs: dict) -> tuple[np.ndarray, np.ndarray]:
-    """transformers' positions int32 [B, 3, L], and each row's next position int32 [B]."""
+    """transformers' positions int32 [B, 3, L], and where `generate` puts each row's next token, int32 [B].
+
+    That is one after the last token: it appends `position_ids[..., -1:] + 1`, and never uses the deltas.
+    """
     grids = {k: inputs[k] for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if k in inputs}
-    positions, deltas = model.model.get_rope_index(
+    positions, _ = model.model.get_rope_index(
         inputs["input_ids"], inputs["mm_token_type_ids"], attention_mask=inputs["attention_mask"], **grids
     )
-    following = inputs["attention_mask"].sum(-1) + deltas[:, 0]
-    return positions.permute(1, 0, 2).numpy().astype(np.int32), following.numpy().astype(np.int32)
+    positions = positions.permute(1, 0, 2).numpy().astype(np.int32)
+    last = inputs["attention_mask"].sum(-1).numpy() - 1
+    return positions, positions[np.arange(len(last)), 0, last] + 1
 
 
 def params_from_torch(tensors: dict, config: ModelConfig) -> dict:
