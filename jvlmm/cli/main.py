@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jvlmm import __version__
-from jvlmm.cli import bench, convert, data, evaluate, generate, plan, run, vreason
+from jvlmm.cli import bench, compare, convert, data, evaluate, generate, plan, run, vreason
 from jvlmm.errors import JvlmmError
 from jvlmm.json_text import json_text
 
-VERBS = (run, evaluate, generate, data, convert, plan, vreason, bench)
+VERBS = (run, evaluate, compare, generate, data, convert, plan, vreason, bench)
 
 
 def build_parser() -> argparse.ArgumentParser:
