@@ -14,6 +14,7 @@ from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionCo
 from jvlmm.models.qwen2_5_vl import abstract_params
 from jvlmm.video.budget import PixelOptions
 from jvlmm.video.clip import Clip
+from jvlmm.video.fitting import Measured
 from jvlmm.video.sampling import FrameOptions
 
 
@@ -25,6 +26,13 @@ class DrawnFiles:
 
     def image(self, path, pixels=None):
         return self._clip(path, 1)
+
+    def measure_video(self, path, frames, start=None, end=None):
+        return Measured(56, 56, tuple(self._clip(path, frames.num_frames).times))
+
+    def measure_image(self, path):
+        self._clip(path, 1)
+        return Measured(56, 56)
 
     def _clip(self, path, count):
         stem = path.rpartition(".")[0]

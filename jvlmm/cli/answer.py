@@ -17,6 +17,7 @@ from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.test_time.vreason import VReasonOptions
 from jvlmm.test_time.vreason_controller import VReason
 from jvlmm.training.host_memory import keep_freed_memory_on_cpu
+from jvlmm.video.fitting import FitOptions
 from jvlmm.video.workers import Decoder
 
 
@@ -24,6 +25,7 @@ from jvlmm.video.workers import Decoder
 class GenerateOptions(MediaOptions):
     """What `a.b=c` may set."""
 
+    fit: FitOptions = field(default_factory=FitOptions)  # what becomes of media that are too large for max_length
     timestamps: str = ""  # see ProcessorOptions
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     max_length: int = 8192  # tokens of the prompt, visual tokens included
@@ -50,6 +52,7 @@ def answer(
         frames=options.frames,
         pixels=options.pixels,
         max_length=options.max_length,
+        fit=options.fit,
         timestamps=options.timestamps,
     )
     with naming_options(options), Decoder(limits=options.limits) as decoder:

@@ -33,6 +33,9 @@ class Example:
     the user's turn, after options and instructions. `earlier` are the turns of the conversation before this one, each
     with its own media and its response. `meta` keeps everything else the row brought. `origin` says where the row was
     read, as PATH:LINE: it tells rows of equal ids apart, and is no part of what the example says.
+
+    Boxes, of the answer, of the evidence in `meta` and in texts, stand in `coordinates` of the medium numbered
+    `box_medium`, the only one where it is None; see `coordinates`.
     """
 
     id: str
@@ -50,6 +53,8 @@ class Example:
     benchmark: str = ""
     split: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    coordinates: Literal["", "file", "shown", "per-mille", "shares"] = ""  # "": not said, pixels of the file
+    box_medium: int | None = None
     origin: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:

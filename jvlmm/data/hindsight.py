@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jvlmm.data.coordinates import whole_numbers
 from jvlmm.data.example import Example
 from jvlmm.data.groups import Rollout
 from jvlmm.data.positions import next_position
@@ -84,6 +85,8 @@ def split_prompt(prompt: Sequence, tokenizer: ChatTokenizer) -> tuple[Sequence, 
         visual_index=prompt.visual_index[:length],
         patches=prompt.patches,
         next_position=int(next_position(positions, np.int32(length))),
+        shown=prompt.shown,
+        coordinates=prompt.coordinates,
     )
     return kept, tail
 
@@ -104,7 +107,7 @@ def privileged(
 def hindsight_of(example: Example, moments: Sized[float], feedback: str, demonstration: str = "") -> Hindsight:
     """What the question's ground truth gives, with the times of its evidence and a judge's advice on one rollout."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    answer = example.answer
+    answer = whole_numbers(example.answer) if example.answer_type == "boxes" else example.answer
     if example.answer_type == "mcq" and answer in letters[: len(example.options)]:
         answer = f"{answer}. {example.options[letters.index(answer)]}"
     return Hindsight(answer, demonstration, _window(example), tuple(moments), feedback)

@@ -1,10 +1,12 @@
 """Example → Sequence: decode the media, render the prompt, place the positions."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
+from jvlmm.data.coordinates import COORDINATES, Coordinates, Shown, as_answered, note
 from jvlmm.data.example import Example, Media
 from jvlmm.data.patch_cache import PatchCache
 from jvlmm.data.positions import DEFAULT_TEXT_AFTER_MEDIA, TEXT_AFTER_MEDIA, TextAfterMedia, mrope_positions
@@ -15,8 +17,13 @@ from jvlmm.errors import ConfigError, DataError, VideoError
 from jvlmm.models.config import ModelConfig, VisionConfig
 from jvlmm.video.budget import MERGED_PATCH, PixelOptions
 from jvlmm.video.clip import Clip, Patches
+from jvlmm.video.fitting import FitOptions, Measured, Plan, asked_plan, fitted, planned_size, visual_tokens
 from jvlmm.video.patches import to_patches
 from jvlmm.video.sampling import FrameOptions
+
+_MEASURED = 2048  # files whose measures are kept
+_ROOMS = 64  # of max_length: steps of the room that media are made to fit
+_SLACK = 4  # tokens by which a note or the numbers of a box may be longer than foreseen
 
 Run = tuple[tuple[int, int, int], float]  # of placeholders: its grid, the seconds between temporal patches
 
@@ -30,6 +37,10 @@ class Decoder(Protocol):
 
     def image(self, path: str, *, pixels: PixelOptions) -> Clip: ...
 
+    def measure_video(self, path: str, frames: FrameOptions, start: float | None, end: float | None) -> Measured: ...
+
+    def measure_image(self, path: str) -> Measured: ...
+
 
 @dataclass(frozen=True)
 class ProcessorOptions:
@@ -41,6 +52,8 @@ class ProcessorOptions:
     max_length: int = 8192  # tokens of one sequence, visual tokens included
     cache_bytes: int = 0  # host memory for patches of files used again; 0 decodes every time
     text_after_media: TextAfterMedia = DEFAULT_TEXT_AFTER_MEDIA  # see positions.mrope_positions
+    fit: FitOptions = FitOptions()  # what becomes of media that are too large for max_length
+    coordinates: Coordinates | None = None  # of the boxes of answers; None: as the model's family writes them
     timestamps: str = ""  # of seconds, such as "{:.1f}": said before every temporal patch of a video; "" says none
 
     def __post_init__(self) -> None:
@@ -48,6 +61,10 @@ class ProcessorOptions:
             raise ConfigError(f"processor.style={self.style!r} is unknown; choose direct, think or describe")
         if self.text_after_media not in TEXT_AFTER_MEDIA:
             raise ConfigError(f"processor.text_after_media={self.text_after_media!r} is unknown; choose max or grid")
+        if self.coordinates is not None and self.coordinates not in COORDINATES:
+            raise ConfigError(
+                f"processor.coordinates={self.coordinates!r} is unknown; choose {', '.join(COORDINATES)} or none"
+            )
         if self.timestamps and not _tells_times(self.timestamps):
             raise ConfigError(
                 f"processor.timestamps={self.timestamps!r} tells no time; write a format of seconds such as '{{:.1f}}'"
@@ -89,12 +106,14 @@ class Processor:
         self.tokenizer = tokenizer
         self.config = config
         self.options = options
+        self.coordinates: Coordinates = options.coordinates or config.coordinates
         self.cache = PatchCache(options.cache_bytes)
+        self._measured = lru_cache(_MEASURED)(self._measure)
         self.decoder = decoder
 
     def prompt(self, example: Example) -> Sequence:
         """The question after the turns before it, ending with the header of the assistant's turn; nothing to learn."""
-        return self._sequence(example, render(example, self.options.style), add_generation_prompt=True)
+        return self._sequence(example)
 
     def training(self, example: Example) -> Sequence:
         """The conversation with its responses; the loss is on them and their ends, or on what `example.learn` names.
@@ -103,8 +122,7 @@ class Processor:
         """
         if not (example.response or "").strip():
             raise DataError(f"{example.id}: no response to learn; give the row a response")
-        messages = [*render(example, self.options.style), {"role": "assistant", "content": example.response}]
-        sequence = self._sequence(example, messages, add_generation_prompt=False)
+        sequence = self._sequence(example, with_response=True)
         if not example.learn:
             return sequence
         learnt = [self._single_token(example.id, text) for text in example.learn]
@@ -129,20 +147,32 @@ class Processor:
             )
         return int(tokens[0])
 
-    def patches(self, media: Media) -> Patches:
-        """Decode, resize and cut one image or video, or take it from the cache. Raises VideoError."""
+    def patches(self, media: Media, plan: Plan | None = None) -> Patches:
+        """Decode, resize and cut one image or video, or take it from the cache. Raises VideoError.
+
+        With a `plan` so much of it is shown, else all that the options ask for.
+        """
         frames, pixels, vision = self.options.frames, self.options.pixels, self.config.vision
+        if plan is not None:
+            frames, pixels = plan.frame_options(frames), plan.pixel_options(pixels)
         return self.cache.get(
             (media, frames, pixels), lambda: decode_patches(media, self.decoder, frames, pixels, vision)
         )
 
-    def _sequence(self, example: Example, messages: list[dict], add_generation_prompt: bool) -> Sequence:
+    def _sequence(self, example: Example, with_response: bool = False) -> Sequence:
         try:
-            tokens, said = self.tokenizer.encode_chat(messages, add_generation_prompt)
-            patches = tuple(self.patches(media) for media in media_in_order(example, messages))
+            # The text comes first: what it leaves of the length is what the media may take.
+            media = media_in_order(example, render(example, self.options.style))
+            plans = self._plans(example, media, with_response)
+            patches = tuple(self.patches(medium, plan) for medium, plan in zip(media, plans, strict=True))
+            shown = tuple(map(self._shown, media, patches, plans))
+            tokens, said = self._text(example, shown, with_response)
         except (DataError, VideoError) as error:
-            raise type(error)(f"{example.id}: {error}") from error
-        tokens, loss_mask, runs = self._expand(example, tokens, said & (not add_generation_prompt), patches)
+            message = str(error)
+            raise type(error)(
+                message if message.startswith(f"{example.id}: ") else f"{example.id}: {message}"
+            ) from error
+        tokens, loss_mask, runs = self._expand(example, tokens, said & with_response, patches)
         is_media = (tokens == self.tokenizer.image_id) | (tokens == self.tokenizer.video_id)
         positions, following = mrope_positions(
             tokens,
@@ -160,6 +190,84 @@ class Processor:
             visual_index=np.where(is_media, np.cumsum(is_media) - 1, -1).astype(np.int32),
             patches=patches,
             next_position=following,
+            shown=shown,
+            coordinates=self.coordinates,
+        )
+
+    def _text(self, example: Example, shown: tuple[Shown, ...], with_response: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of the conversation with a placeholder for each medium, and which of them the assistant says."""
+        example = as_answered(example, self.coordinates, shown)
+        messages = render(example, self.options.style, note(self.coordinates, shown))
+        if with_response:
+            messages.append({"role": "assistant", "content": example.response})
+        return self.tokenizer.encode_chat(messages, not with_response)
+
+    def _plans(self, example: Example, media: list[Media], with_response: bool) -> tuple[Plan | None, ...]:
+        """How much of each medium is shown: None for all that the options ask for. Nothing is decoded yet."""
+        options, pixels = self.options, self.options.pixels
+        everything = (None,) * len(media)
+        if not media or options.fit.rule == "strict":
+            return everything
+        measured = [self._measured(medium) for medium in media]
+        asked = [asked_plan(medium, pixels) for medium in measured]
+        steps = [self._step_tokens(medium) for medium in measured]
+        sizes = [planned_size(medium, plan, pixels) for medium, plan in zip(measured, asked, strict=True)]
+        shown = tuple(map(_foreseen, media, measured, sizes))
+        marks = len(media) + 2 * sum(map(bool, steps))  # placeholders, which the pictures replace
+        text = len(self._text(example, shown, with_response)[0]) - marks
+        visual = sum(visual_tokens(medium, plan, pixels) for medium, plan in zip(measured, asked, strict=True))
+        if text + visual + sum(map(sum, steps)) <= options.max_length:
+            return everything
+
+        # Smaller pictures may need a note on a box's pixels where those asked for need none. Questions of about one
+        # length get the same room, so that what is decoded for one can be used for another.
+        smaller = [(max(height - MERGED_PATCH, MERGED_PATCH), width) for height, width in sizes]
+        shown = tuple(map(_foreseen, media, measured, smaller))
+        longest = max(text, len(self._text(example, shown, with_response)[0]) - marks + _SLACK)
+        room = options.max_length - longest
+        room -= room % max(options.max_length // _ROOMS, 1)
+        plans = fitted(measured, pixels, options.fit, room=room, step_tokens=[max(step, default=0) for step in steps])
+        if plans is None:
+            raise DataError(
+                f"{text + visual + sum(map(sum, steps))} tokens ({visual} visual) exceed max_length="
+                f"{options.max_length}, and its {len(media)} media do not fit at the least of frames and pixels; "
+                "shorten the text, or raise processor.max_length"
+            )
+        return tuple(None if plan == whole else plan for plan, whole in zip(plans, asked, strict=True))
+
+    def _step_tokens(self, medium: Measured) -> list[int]:
+        """Tokens of each temporal patch besides its pixels: of its time, where times are said, and of its marks."""
+        if not self.options.timestamps:
+            return []
+        starts = medium.times[:: self.config.vision.temporal_patch_size]
+        return [len(self.tokenizer.encode(self.options.timestamps.format(start))) + 2 for start in starts]
+
+    def _measure(self, media: Media) -> Measured:
+        if media.type == "image":
+            return self.decoder.measure_image(media.path)
+        return self.decoder.measure_video(media.path, self.options.frames, media.start, media.end)
+
+    def _shown(self, media: Media, patches: Patches, plan: Plan | None) -> Shown:
+        """The record of what is shown of a medium, and of what was given up to make it fit."""
+        frames, asked, size = patches.indices, None, None
+        if plan is not None:
+            measured = self._measured(media)
+            whole = asked_plan(measured, self.options.pixels)
+            asked = len(measured.times)
+            size = _oriented(planned_size(measured, whole, self.options.pixels), measured, patches.file_size)
+        elif media.type == "video":
+            asked = self.options.frames.num_frames
+        return Shown(
+            type=media.type,
+            path=media.path,
+            frames=tuple(frames.tolist()),
+            times=tuple(round(time, 6) for time in patches.times.tolist()),
+            file_size=patches.file_size[::-1],
+            shown_size=patches.size[::-1],
+            start=media.start,
+            end=media.end,
+            asked_frames=asked if asked is not None and asked > len(frames) else None,
+            asked_size=size if size != patches.size[::-1] else None,
         )
 
     def _expand(
@@ -223,6 +331,18 @@ def decode_patches(
         clip = decoder.video(media.path, frames, media.start, media.end, pixels=pixels)
     size = clip.frames.shape[1:3]  # the decoder has brought it within the budget
     return to_patches(clip, size, vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+
+
+def _foreseen(media: Media, measured: Measured, size: tuple[int, int]) -> Shown:
+    """A medium as it will be shown at a (height, width)."""
+    file_size = measured.width, measured.height
+    return Shown(media.type, media.path, (), (), file_size, size[::-1], media.start, media.end)
+
+
+def _oriented(size: tuple[int, int], measured: Measured, file_size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of a planned size (height, width), turned where the file is stored turned."""
+    turned = (measured.width, measured.height) == file_size != (measured.height, measured.width)
+    return size if turned else size[::-1]
 
 
 def _tells_times(form: str) -> bool:

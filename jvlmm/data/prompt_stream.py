@@ -9,6 +9,7 @@ import grain
 import numpy as np
 
 from jvlmm.data.batch import BatchOptions, check_fits
+from jvlmm.data.coordinates import as_answered
 from jvlmm.data.example import Example
 from jvlmm.data.loader import DEFAULT_PIPELINE, PipelineOptions
 from jvlmm.data.processor import Processor
@@ -19,7 +20,7 @@ from jvlmm.errors import DataError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question, and what the model reads of it."""
+    """A question, its boxes in the coordinates of the model's answers, and what the model reads of it."""
 
     example: Example
     sequence: Sequence
@@ -63,6 +64,7 @@ class PromptStream:
             check(example)
             sequence = processor.prompt(example)
             check_fits(sequence, options)
+            example = as_answered(example, sequence.coordinates, sequence.shown)
             wanted = with_responses and example.response is not None
             return Prompt(example, sequence, processor.response(example) if wanted else None)
 

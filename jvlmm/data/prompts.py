@@ -27,7 +27,7 @@ THINK = "Think in <think></think>, then answer in <answer></answer>."
 _TAG = re.compile(r"<(image|video)>")
 
 
-def render(example: Example, style: Style = "direct") -> list[dict]:
+def render(example: Example, style: Style = "direct", box_note: str = "") -> list[dict]:
     """Returns the conversation up to the user's last turn as chat messages.
 
     A `system` text comes first as a message of its own; then one user message, and two more for each earlier turn.
@@ -38,16 +38,18 @@ def render(example: Example, style: Style = "direct") -> list[dict]:
     a response but no gold answer) are rendered as `describe` in every style. Media take the places of the `<image>` and
     `<video>` tags in the question; a type without tags comes before the text.
 
+    `box_note` follows the form of an answer with boxes: which pixels are meant, see `coordinates.note`.
+
     Raises DataError naming the example's id for an empty question, an answer type without options, tags
     that do not match the media in number, or an earlier turn without a response.
     """
     turns = turns_of(example)
     messages = [{"role": "system", "content": example.system}] if example.system else []
-    messages.append(_ask(turns[0], style))
+    messages.append(_ask(turns[0], style, box_note))
     for answered, asked in pairwise(turns):
         if not (answered.response or "").strip():
             raise DataError(f"{example.id}: the earlier turn {answered.id} has no response; give it one")
-        messages += [{"role": "assistant", "content": answered.response}, _ask(asked, style)]
+        messages += [{"role": "assistant", "content": answered.response}, _ask(asked, style, box_note)]
     return messages
 
 
@@ -93,14 +95,14 @@ def media_in_order(example: Example, messages: Sequence[Mapping]) -> list[Media]
     return ordered
 
 
-def _ask(example: Example, style: Style) -> dict:
+def _ask(example: Example, style: Style, box_note: str) -> dict:
     """The user's turn of one example."""
     if style not in ("direct", "think", "describe"):
         raise DataError(f"{example.id}: prompt style {style!r} is unknown; allowed: direct, think, describe")
     question = example.question.strip()
     if not _TAG.sub("", question).strip():
         raise DataError(f"{example.id}: the question is empty; give it a text besides its media tags")
-    text = "\n".join([question, *lettered(example), *_instruction(example, style)]) + example.hint
+    text = "\n".join([question, *lettered(example), *_instruction(example, style, box_note)]) + example.hint
     return {"role": "user", "content": _place_media(example, text)}
 
 
@@ -112,7 +114,7 @@ def lettered(example: Example) -> list[str]:
     return [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False)]
 
 
-def _instruction(example: Example, style: Style) -> list[str]:
+def _instruction(example: Example, style: Style, box_note: str) -> list[str]:
     is_caption = example.question_type.startswith("caption") or (example.response is not None and not example.answer)
     if style == "describe" or is_caption:
         return []
@@ -122,6 +124,8 @@ def _instruction(example: Example, style: Style) -> list[str]:
     if example.answer_type == "mcq" and not example.options:
         raise DataError(f"{example.id}: answer_type mcq without options; give the options or another answer type")
     form = ANSWER_FORMS[example.answer_type]
+    if example.answer_type == "boxes" and box_note:
+        form = f"{form} {box_note}"
     return [f"{THINK} {form}" if style == "think" else form]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
+from jvlmm.data.coordinates import COORDINATES
 from jvlmm.data.example import AnswerType, Example, Media, option_letters, plain_options
 from jvlmm.data.rejections import Rejected, Rejections, unforeseen
 from jvlmm.errors import DataError
@@ -264,6 +265,8 @@ def example_of_row(row: Any, folders: MediaFolders) -> Example:
         benchmark=_text(row, "benchmark", ""),
         split=_text(row, "split", ""),
         meta={**unknown, **meta},
+        coordinates=_coordinates(row),
+        box_medium=_box_medium(row),
     )
 
 
@@ -275,6 +278,22 @@ def _turn(row: Any, folders: MediaFolders) -> Example:
     if turn.earlier or not (turn.response or "").strip():
         raise ValueError("each of earlier needs a response, and has no earlier of its own")
     return turn
+
+
+def _coordinates(row: Mapping[str, Any]) -> str:
+    """In which pixels the row's boxes stand; "" where it does not say."""
+    value = row.get("coordinates", "")
+    if value and value not in COORDINATES:
+        raise ValueError(f"coordinates is {value!r}; allowed: {', '.join(COORDINATES)}")
+    return value
+
+
+def _box_medium(row: Mapping[str, Any]) -> int | None:
+    """The number of the medium that the row's boxes are of."""
+    value, count = row.get("box_medium"), len(row.get("media", []))
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count):
+        raise ValueError(f"box_medium is {value!r}; give the number of one of the {count} media, from 0 on")
+    return value
 
 
 def _text(row: Mapping[str, Any], name: str, default: str | None = None) -> str:

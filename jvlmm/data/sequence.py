@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jvlmm.data.coordinates import Coordinates, Shown
 from jvlmm.video.clip import Patches
 
 
@@ -22,6 +23,8 @@ class Sequence:
     visual_index: np.ndarray  # int32 [L]
     patches: tuple[Patches, ...]  # in the order of the placeholders
     next_position: int  # of the first token generated after the last one here
+    shown: tuple[Shown, ...] = ()  # the media as the model sees them, in the order of `patches`
+    coordinates: Coordinates = "shown"  # of the boxes of an answer to it
 
     @property
     def length(self) -> int:

@@ -2,7 +2,8 @@
 
 A row has `id`, `question`, `answer`, `task`, `source`, `video_path` or `image_path`, and where they are known
 `key_frames` ([{"idx", "time"}]), `key_items` ({idx: {name: [box, …]}}, boxes in shares of the frame's sides),
-`image_size` ([width, height]) and `reasoning_process`. Key frames become `meta["evidence"]`, in pixels of `image_size`.
+`image_size` ([width, height]) and `reasoning_process`. Key frames become `meta["evidence"]`, whose boxes stay shares;
+those of a visual question, whose answer stands in the file's pixels, become pixels of `image_size`.
 """
 
 import ast
@@ -89,7 +90,8 @@ def _neutral(row: Any) -> dict[str, Any]:
     elif answer_type == "boxes":
         answer = json.dumps([_numbers(box, 4) for box in _BOX.findall(answer)])
     if frames := row.get("key_frames"):
-        meta["evidence"] = _evidence(frames, row.get("key_items") or {}, row.get("image_size"))
+        sides = [1, 1] if answer_type != "boxes" else row.get("image_size")
+        meta["evidence"] = _evidence(frames, row.get("key_items") or {}, sides)
     kind = "image" if row.get("image_path") else "video"
     folder = next((folder for start, folder in _FOLDERS if source.startswith(start)), "")
     record = {
@@ -102,6 +104,7 @@ def _neutral(row: Any) -> dict[str, Any]:
         "media": [{"type": kind, "path": str(Path(folder) / row[f"{kind}_path"])}],
         "benchmark": "stgr",
         "meta": meta,
+        "coordinates": "file" if answer_type == "boxes" else "shares",
     }
     if thought := row.get("reasoning_process"):
         record["response"] = _response(thought, str(row["answer"]))
@@ -141,15 +144,18 @@ def _numbers(text: str, count: int) -> list[float]:
 
 
 def _evidence(frames: Any, items: Mapping[str, Any], size: Any) -> list[dict[str, Any]]:
-    """Of each key frame its time and its objects; without `image_size` these have no boxes."""
+    """Of each key frame its time and its objects, whose boxes are multiplied by the sides of `size`.
 
-    def pixels(box):
+    Without a `size` objects have no boxes.
+    """
+
+    def scaled(box):
         width, height = size
-        return [round(share * side, 1) for share, side in zip(box, (width, height) * 2, strict=True)]
+        return [share * side for share, side in zip(box, (width, height) * 2, strict=True)]
 
     def objects(frame):
         of_frame = items.get(str(frame.get("idx")), {})
-        return {name: [pixels(box) for box in boxes] if size else [] for name, boxes in of_frame.items()}
+        return {name: [scaled(box) for box in boxes] if size else [] for name, boxes in of_frame.items()}
 
     evidence = [{"time": float(frame["time"]), "objects": objects(frame)} for frame in frames]
     if not all(math.isfinite(frame["time"]) for frame in evidence):

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jvlmm.data.coordinates import as_answered
 from jvlmm.data.example import Example
 from jvlmm.data.rejections import Rejected, attempted
 from jvlmm.errors import ConfigError
 from jvlmm.evaluation.manifest import manifest_entry
 from jvlmm.evaluation.metrics import summarize
 from jvlmm.evaluation.predictions import Prediction, PredictionWriter
-from jvlmm.rewards.scoring import score
+from jvlmm.rewards.scoring import Score, score
 from jvlmm.rollout.answers import Answers
 from jvlmm.rollout.generator import Generator, Response
 
@@ -55,15 +56,22 @@ def evaluate(
 
 def predict(example: Example, response: Response, protocol: Protocol) -> Prediction:
     """The scored record of one response."""
-    result, error = None, response.error
+    result, error, answered = None, response.error, example
     if error is None:
-        result = attempted(example, lambda example: score(response.text, example, require_format=protocol == "think"))
+        result = attempted(example, lambda example: _scored(example, response, protocol))
     if isinstance(result, Rejected):
         result, error = None, result.reason
+    elif result is not None:
+        answered, result = result
     return Prediction(
         id=example.id,
         question_type=example.question_type,
         answer_type=example.answer_type,
+        question=example.question,
+        options=example.options,
+        gold=example.answer,
+        coordinates={"gold": example.coordinates or "file", "raw": response.coordinates},
+        gold_as_answered=answered.answer if answered.answer != example.answer else None,
         raw=response.text,
         parsed=result.parsed if result else None,
         parse_method=result.method if result else None,
@@ -72,9 +80,17 @@ def predict(example: Example, response: Response, protocol: Protocol) -> Predict
         format_ok=result.format_ok if result else False,
         finished=response.finished,
         frames=response.frames,
+        times=tuple(medium.times for medium in response.media),
+        media=tuple(medium.described() for medium in response.media),
         visual_tokens=response.visual_tokens,
         text_tokens=response.text_tokens,
         output_tokens=len(response.tokens),
         latency_s=round(response.latency_s, 4),
         error=error,
     )
+
+
+def _scored(example: Example, response: Response, protocol: Protocol) -> tuple[Example, Score]:
+    """The example with its boxes in the coordinates of the response, and what the response is worth against it."""
+    answered = as_answered(example, response.coordinates, response.media)
+    return answered, score(response.text, answered, require_format=protocol == "think")

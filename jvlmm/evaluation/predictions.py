@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from jvlmm.json_text import json_text
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said to one example, and what it is worth. A row with `error` was never answered."""
+    """What a model was asked and said, and what it is worth; no other file is needed to read it.
+
+    A row with `error` was never answered. Boxes of `gold` and of `raw` may stand in different `coordinates`; where they
+    do, `gold_as_answered` is the gold answer in those of the model, and `media` tell both sizes.
+    """
 
     id: str
     question_type: str
@@ -30,13 +34,21 @@ class Prediction:
     text_tokens: int  # of the prompt, media apart
     output_tokens: int
     latency_s: float
+    question: str = ""
+    options: tuple[str, ...] = ()
+    gold: str = ""  # the answer as the row has it
+    gold_as_answered: str | None = None  # in the coordinates of `raw`, where it is another text than `gold`
+    coordinates: dict[str, str] = field(default_factory=dict)  # of the boxes of `gold` and of `raw`
+    times: tuple[tuple[float, ...], ...] = ()  # seconds, of the frames used
+    media: tuple[dict[str, Any], ...] = ()  # `Shown` of each: file, sizes in it and as shown, what was left out to fit
     error: str | None = None
 
     def to_json(self) -> str:
-        """One line of JSON; `error` only where there is one."""
+        """One line of JSON; `error` and `gold_as_answered` only where there are such."""
         record = asdict(self)
-        if self.error is None:
-            del record["error"]
+        for name in ("error", "gold_as_answered"):
+            if record[name] is None:
+                del record[name]
         return json_text(record)
 
 

@@ -49,4 +49,5 @@ class OwnJudge:
 def _question(case: Case, number: int) -> Example:
     """With the media of the case's question."""
     name, media = f"{case.example.id}/judged/{number}", case.example.media
-    return Example(name, f"{INSTRUCTION}\n{facts(case)}", "", "text", media)
+    question, coordinates = f"{INSTRUCTION}\n{facts(case)}", case.example.coordinates
+    return Example(name, question, "", "text", media, coordinates=coordinates)

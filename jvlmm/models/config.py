@@ -91,3 +91,8 @@ class ModelConfig:
     mlp_parts: int = 1  # of those hidden units, computed one after the other where there are tiles
     attention: Literal["xla", "splash", "cudnn"] = "xla"
     rules: ShardingRules | None = None
+
+    @property
+    def coordinates(self) -> Literal["shown", "per-mille"]:
+        """Of the boxes that this family answers: pixels of the resized picture (Qwen2-VL and Qwen3-VL: per mille)."""
+        return "shown"

@@ -1,13 +1,15 @@
 """What stages read: data sets by path, and how their media are seen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 from jvlmm.data.batch import BatchOptions
 from jvlmm.data.concatenation import Concatenation
 from jvlmm.data.conversations import Conversations
+from jvlmm.data.coordinates import Coordinates
 from jvlmm.data.example import AnswerType, Example
 from jvlmm.data.moving_shapes import (
     caption_examples,
@@ -28,6 +30,7 @@ from jvlmm.errors import ConfigError
 from jvlmm.recipes.recipe import Run
 from jvlmm.training.hindsight_writing import hinted
 from jvlmm.video.budget import PixelOptions
+from jvlmm.video.fitting import FitOptions
 from jvlmm.video.limits import Limits
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
@@ -64,6 +67,7 @@ class Source:
     limit: int | None = None  # of what the types leave
     turns: int = 1
     repeat: int = 1
+    coordinates: Coordinates | None = None  # of the boxes of rows that do not say; None: pixels of their files
     name: str = ""  # for overrides such as sft.sources.NAME.path=…
 
 
@@ -74,6 +78,8 @@ class VisionOptions:
     frames: FrameOptions = field(default_factory=FrameOptions)
     pixels: PixelOptions = field(default_factory=PixelOptions)
     limits: Limits = field(default_factory=Limits)
+    fit: FitOptions = field(default_factory=FitOptions)  # what becomes of media too large for their row
+    coordinates: Coordinates | None = None  # of the boxes in answers; None: as the model's family writes them
     timestamps: str | None = None  # see ProcessorOptions; None: as the checkpoint asks
     text_after_media: TextAfterMedia = DEFAULT_TEXT_AFTER_MEDIA  # see positions.mrope_positions
     workers: int = 1  # decoding processes; 0 decodes in this one, for files that are trusted
@@ -92,6 +98,8 @@ class VisionOptions:
             frames=self.frames,
             pixels=self.pixels,
             max_length=max_length,
+            fit=self.fit,
+            coordinates=self.coordinates,
             timestamps=checkpoint_timestamps(model_dir) if self.timestamps is None else self.timestamps,
             text_after_media=self.text_after_media,
             cache_bytes=self.cache_bytes,
@@ -131,11 +139,18 @@ def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenati
     else:
         rows = _moving_shapes(path, source)
         keys = rows.media_keys
+    if source.coordinates is not None:
+        rows = Concatenation([rows], change=partial(_in_coordinates, source.coordinates))
     if source.view in _CHANGES:
         rows = Concatenation([rows], change=_CHANGES[source.view])
     if source.turns > 1:
         rows = Conversations(rows, source.turns, run.seed, keys)
     return Concatenation([rows] * source.repeat)
+
+
+def _in_coordinates(coordinates: Coordinates, example: Example) -> Example:
+    """The example with its boxes in those coordinates, unless it names others itself."""
+    return example if example.coordinates else replace(example, coordinates=coordinates)
 
 
 def _moving_shapes(path: Path, source: Source) -> Sequence[Example]:

@@ -15,7 +15,7 @@ from jvlmm.data.sequence import Sequence
 from jvlmm.rollout.engine import Engine
 from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.generate import cut_at_stop
-from jvlmm.rollout.generator import Response
+from jvlmm.rollout.generator import Response, facts_of
 from jvlmm.rollout.queues import Asked
 from jvlmm.rollout.sampling import SamplingOptions
 
@@ -54,13 +54,7 @@ class Answers:
             if isinstance(prompt, Rejected):
                 failed.append((number, Response(example.id, error=prompt.reason)))
                 continue
-            visual = int((prompt.visual_index >= 0).sum())
-            facts[number] = {
-                "frames": tuple(tuple(patches.indices.tolist()) for patches in prompt.patches),
-                "visual_tokens": visual,
-                "text_tokens": prompt.length - visual,
-                "latency_s": begun,
-            }
+            facts[number] = {**facts_of(prompt), "latency_s": begun}
             waiting.append(Asked(number, prompt, np.zeros(0)))
             if len(waiting) == self._engine.options.rows:
                 yield from self._with_features(waiting)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jvlmm.data.batch import BatchOptions
+from jvlmm.data.coordinates import Coordinates, Shown
 from jvlmm.data.example import Example
 from jvlmm.data.loader import DEFAULT_PIPELINE, PipelineOptions, eval_batches
 from jvlmm.data.processor import Processor
@@ -35,6 +36,8 @@ class Response:
     latency_s: float = 0.0  # preparing the example, and generating the batch it was in
     error: str | None = None
     control: dict[str, Any] | None = None  # what a decode-time controller reports of it; lists have an entry a token
+    media: tuple[Shown, ...] = ()  # the media as the model saw them, in prompt order
+    coordinates: Coordinates = "shown"  # of the boxes in `text`
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,20 @@ class _Preparation:
     def __call__(self, row: _Row) -> Prompt:
         begin = time.perf_counter()
         prompt = self.processor.prompt(row.example)
-        visual = int((prompt.visual_index >= 0).sum())
-        self.facts[row.number] = {
-            "frames": tuple(tuple(patches.indices.tolist()) for patches in prompt.patches),
-            "visual_tokens": visual,
-            "text_tokens": prompt.length - visual,
-            "latency_s": time.perf_counter() - begin,
-        }
+        self.facts[row.number] = {**facts_of(prompt), "latency_s": time.perf_counter() - begin}
         return prompt
+
+
+def facts_of(prompt: Prompt) -> dict[str, Any]:
+    """The fields of a Response that its prompt tells."""
+    visual = int((prompt.visual_index >= 0).sum())
+    return {
+        "frames": tuple(medium.frames for medium in prompt.shown),
+        "visual_tokens": visual,
+        "text_tokens": prompt.length - visual,
+        "media": prompt.shown,
+        "coordinates": prompt.coordinates,
+    }
 
 
 class Generator:

@@ -14,6 +14,7 @@ class Clip:
     indices: np.ndarray  # int64 [T], frame numbers in presentation order
     duration: float  # seconds of the whole video (0 for an image)
     fps: float = 0.0  # rate of the frames taken, over the part of the video they were taken from (0 for an image)
+    file_size: tuple[int, int] = (0, 0)  # (height, width) of a frame of the file, upright, before resizing
 
 
 @dataclass(frozen=True)
@@ -29,3 +30,5 @@ class Patches:
     seconds_per_grid: float  # seconds between two temporal patches; 0 for an image
     times: np.ndarray  # float64 [T], times of the frames used
     indices: np.ndarray  # int64 [T], indices of the frames used
+    file_size: tuple[int, int] = (0, 0)  # (height, width) in pixels of the file's frames, upright; (0, 0): not known
+    size: tuple[int, int] = (0, 0)  # (height, width) in pixels of the frames cut into patches

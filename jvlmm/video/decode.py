@@ -40,8 +40,8 @@ def decode_video(
         indices, fps = sample(source.timeline, frames, start, end)
         limits.check_count(len(indices))
         fit = partial(video_frame_size, len(indices), options=pixels) if pixels else None
-        taken = pictures(source.frames(indices), indices, limits, fit)
-        return Clip(taken, source.timeline.times[indices], indices, source.timeline.duration, fps)
+        taken, file_size = pictures(source.frames(indices), indices, limits, fit)
+        return Clip(taken, source.timeline.times[indices], indices, source.timeline.duration, fps, file_size)
 
     with named(path):
         packets = 0
@@ -85,6 +85,7 @@ def decode_image(
             raise
         except Exception as error:  # Pillow's plugins raise anything on damaged files
             raise VideoError(f"is no readable image ({one_line(error)}); check the file or re-encode it") from None
+        file_size = picture.shape[1:3]
         if pixels:
-            picture = resize_frames(picture, image_size(*picture.shape[1:3], pixels))
-        return Clip(picture, np.zeros(1), np.zeros(1, np.int64), duration=0.0)
+            picture = resize_frames(picture, image_size(*file_size, pixels))
+        return Clip(picture, np.zeros(1), np.zeros(1, np.int64), duration=0.0, file_size=file_size)

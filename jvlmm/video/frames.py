@@ -93,15 +93,16 @@ def pictures(
     wanted: np.ndarray,
     limits: Limits,
     fit: Callable[[int, int], tuple[int, int]] | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Convert the frames numbered `wanted` (increasing) to upright RGB: uint8 [len(wanted), H, W, 3].
 
-    `fit` maps the upright (height, width) to the size the frames are resized to. Raises MissingFrameError where a
-    frame does not come or one before it is damaged, VideoError where the result would be larger than `limits`.
+    Returned with the (height, width) that the frames have upright, before any resizing. `fit` maps it to the size the
+    frames are resized to. Raises MissingFrameError where a frame does not come or one before it is damaged, VideoError
+    where the result would be larger than `limits`.
     """
     place = {int(number): at for at, number in enumerate(wanted)}
     reformatter, orientation = VideoReformatter(), Orientation()
-    size, result = (0, 0), np.empty(0, np.uint8)
+    file_size, size, result = (0, 0), (0, 0), np.empty(0, np.uint8)
     for number, frame in numbered:
         if frame.is_corrupt:  # frames after it may be built on it
             raise MissingFrameError(f"frame {number} is corrupt")
@@ -112,11 +113,11 @@ def pictures(
         rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         if not result.size:
             orientation = frame_orientation(frame)
-            size = orientation.size(*rgb.shape[:2])
-            size = fit(*size) if fit else size
+            file_size = orientation.size(*rgb.shape[:2])
+            size = fit(*file_size) if fit else file_size
             limits.check_clip(len(wanted), *size)
             result = np.empty((len(wanted), *size, 3), np.uint8)
         result[at] = resize_frames(orientation.apply(rgb)[None], size)[0]
         if not place:
-            return result
+            return result, file_size
     raise MissingFrameError(f"frame {min(place)} cannot be decoded")

@@ -64,4 +64,12 @@ def to_patches(
     pixels, grid = flatten_patches(resize_frames(clip.frames, size), patch_size, temporal_patch_size, merge_size)
     rate = clip.fps if fps is None else fps
     seconds = temporal_patch_size / rate if rate > 0 else 0.0
-    return Patches(pixels=pixels, grid=grid, seconds_per_grid=seconds, times=clip.times, indices=clip.indices)
+    return Patches(
+        pixels=pixels,
+        grid=grid,
+        seconds_per_grid=seconds,
+        times=clip.times,
+        indices=clip.indices,
+        file_size=clip.file_size if any(clip.file_size) else clip.frames.shape[1:3],
+        size=tuple(size),
+    )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,8 @@ class FrameOptions:
 
     `qwen-vl-utils` takes `fps` frames per second within [min_frames, max_frames], or `num_frames` where it is
     given. `uniform` needs `num_frames`. Both keep the count even and spread it from the first frame to the last.
+    `short` says what becomes of a video of fewer than `num_frames` frames: it gives `fewer`, all that it has, or it is
+    `refuse`d, as qwen_vl_utils does.
     """
 
     sampler: str = "qwen-vl-utils"
@@ -25,10 +28,13 @@ class FrameOptions:
     num_frames: int | None = None
     min_frames: int = 4
     max_frames: int = 768
+    short: Literal["fewer", "refuse"] = "fewer"
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"frames.sampler={self.sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+        if self.short not in ("fewer", "refuse"):
+            raise ConfigError(f"frames.short={self.short!r} is unknown; choose fewer or refuse")
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ConfigError(f"frames.fps={self.fps} must be a positive number of frames per second")
         if self.num_frames is not None and self.num_frames < FRAME_FACTOR:
@@ -45,7 +51,8 @@ class FrameOptions:
 def smart_nframes(total_frames: int, video_fps: float, options: FrameOptions) -> int:
     """Number of frames by the rule of `qwen_vl_utils.vision_process.smart_nframes`.
 
-    Raises VideoError where the video has fewer than two frames, or fewer than `num_frames` asks for.
+    Raises VideoError where the video has fewer than two frames, or fewer than `num_frames` asks for and
+    `options.short` refuses it.
     """
     if options.num_frames is not None:
         count = round(options.num_frames / FRAME_FACTOR) * FRAME_FACTOR
@@ -54,7 +61,7 @@ def smart_nframes(total_frames: int, video_fps: float, options: FrameOptions) ->
         high = min(options.max_frames, total_frames) // FRAME_FACTOR * FRAME_FACTOR
         wanted = total_frames / video_fps * options.fps
         count = int(min(max(wanted, low), high, total_frames)) // FRAME_FACTOR * FRAME_FACTOR
-    return _checked(count, total_frames)
+    return _checked(count, total_frames, options)
 
 
 def spread(total_frames: int, count: int) -> np.ndarray:
@@ -79,15 +86,18 @@ def sample_uniform(total_frames: int, video_fps: float, options: FrameOptions) -
     """`options.num_frames`, floored to even, from the first frame to the last: int64 [n], increasing."""
     del video_fps
     count = (options.num_frames or 0) // FRAME_FACTOR * FRAME_FACTOR
-    return spread(total_frames, _checked(count, total_frames))
+    return spread(total_frames, _checked(count, total_frames, options))
 
 
-def _checked(count: int, total_frames: int) -> int:
+def _checked(count: int, total_frames: int, options: FrameOptions) -> int:
     if total_frames < FRAME_FACTOR:
         plural = "" if total_frames == 1 else "s"
         raise VideoError(f"has {total_frames} frame{plural}, a video needs at least {FRAME_FACTOR}; use it as an image")
-    if count > total_frames:
-        raise VideoError(f"has {total_frames} frames, {count} are asked for; lower frames.num_frames")
+    if count > total_frames and options.short == "refuse":
+        raise VideoError(
+            f"has {total_frames} frames, {count} are asked for; lower frames.num_frames, or set frames.short=fewer"
+        )
+    count = min(count, total_frames // FRAME_FACTOR * FRAME_FACTOR)
     return count
 
 

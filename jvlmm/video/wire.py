@@ -49,6 +49,7 @@ def send_clip(connection: socket.socket, clip: Clip) -> None:
         "indices": clip.indices.tolist(),
         "duration": clip.duration,
         "fps": clip.fps,
+        "file_size": clip.file_size,
     }
     send(connection, message, np.ascontiguousarray(clip.frames))
 
@@ -64,4 +65,5 @@ def receive_clip(connection: socket.socket, message: dict[str, Any], deadline: f
         np.array(message["indices"], np.int64),
         message["duration"],
         message["fps"],
+        tuple(message["file_size"]),
     )

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+from dataclasses import asdict
 from typing import Any
 
 from jvlmm.errors import VideoError
@@ -10,7 +11,9 @@ from jvlmm.video.clip import Clip
 from jvlmm.video.container import one_line
 from jvlmm.video.decode import decode_image, decode_video
 from jvlmm.video.describe import describe
+from jvlmm.video.fitting import Measured
 from jvlmm.video.limits import Limits
+from jvlmm.video.measure import measure_image, measure_video
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.wire import receive, send, send_clip
 
@@ -35,7 +38,10 @@ def serve(descriptor: int) -> None:
                 reason = f"{type(error).__name__}: {one_line(error)}"
                 send(connection, {"error": f"{path}: cannot be decoded ({reason}); check the file or re-encode it"})
             else:
-                send_clip(connection, answer) if isinstance(answer, Clip) else send(connection, {"record": answer})
+                if isinstance(answer, Clip):
+                    send_clip(connection, answer)
+                else:
+                    send(connection, {"record": asdict(answer) if isinstance(answer, Measured) else answer})
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -45,4 +51,10 @@ def options(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: kinds[name](**value) if name in kinds and value else value for name, value in fields.items()}
 
 
-FUNCTIONS = {"video": decode_video, "image": decode_image, "describe": describe}
+FUNCTIONS = {
+    "video": decode_video,
+    "image": decode_image,
+    "measure_video": measure_video,
+    "measure_image": measure_image,
+    "describe": describe,
+}

@@ -14,7 +14,9 @@ from jvlmm.video.budget import DEFAULT_PIXELS, PixelOptions
 from jvlmm.video.clip import Clip
 from jvlmm.video.decode import decode_image, decode_video
 from jvlmm.video.describe import describe
+from jvlmm.video.fitting import Measured
 from jvlmm.video.limits import DEFAULT_LIMITS, Limits
+from jvlmm.video.measure import measure_image, measure_video
 from jvlmm.video.sampling import DEFAULT_FRAMES, FrameOptions
 from jvlmm.video.wire import receive, receive_clip, send
 
@@ -133,6 +135,26 @@ class Decoder:
             return decode_image(path, self.limits, pixels)
         return self._ask("image", path, pixels)
 
+    def measure_video(
+        self,
+        path: str | os.PathLike[str],
+        frames: FrameOptions = DEFAULT_FRAMES,
+        start: float | None = None,
+        end: float | None = None,
+    ) -> Measured:
+        """`measure.measure_video` in a worker."""
+        if not self._workers:
+            return measure_video(path, frames, self.limits, start, end)
+        found = self._ask("measure_video", path, None, frames=asdict(frames), start=start, end=end)
+        return Measured(found["height"], found["width"], tuple(found["times"]))
+
+    def measure_image(self, path: str | os.PathLike[str]) -> Measured:
+        """`measure.measure_image` in a worker."""
+        if not self._workers:
+            return measure_image(path, self.limits)
+        found = self._ask("measure_image", path, None)
+        return Measured(found["height"], found["width"])
+
     def describe(
         self,
         path: str | os.PathLike[str],
@@ -163,7 +185,8 @@ class Decoder:
         if self._closed:
             raise ClosedDecoderError("the Decoder is closed")
         request = {"kind": kind, "path": os.fspath(path), "limits": asdict(self.limits), **rest}
-        request["pixels"] = asdict(pixels) if pixels else None
+        if not kind.startswith("measure"):
+            request["pixels"] = asdict(pixels) if pixels else None
         worker = self._idle.get()
         try:
             return worker.ask(request)

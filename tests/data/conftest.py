@@ -16,6 +16,7 @@ from jvlmm.errors import VideoError
 from jvlmm.models.presets import PRESETS
 from jvlmm.video.budget import PixelOptions
 from jvlmm.video.clip import Clip
+from jvlmm.video.fitting import Measured
 
 CORPUS = [
     "You are a helpful assistant.",
@@ -44,6 +45,17 @@ class DrawingDecoder:
         t, h, w = (int(n) for n in name.split("-")[-1].split("x"))
         pixels = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, (t, h, w, 3), np.uint8)
         return Clip(pixels, np.arange(t) / 2, np.arange(t), t / 2, 2.0)
+
+    def measure_video(self, path, frames, start, end):
+        name = Path(path).stem
+        if name.startswith("broken"):
+            raise VideoError(f"{path}: is damaged; fetch it again")
+        t, h, w = (int(n) for n in name.split("-")[-1].split("x"))
+        return Measured(h, w, tuple(np.arange(t) / 2))
+
+    def measure_image(self, path):
+        medium = self.measure_video(path, None, None, None)
+        return Measured(medium.height, medium.width)
 
     def image(self, path, *, pixels):
         clip = self.video(path, None, None, None, pixels=pixels)

@@ -140,7 +140,7 @@ def test_an_error_that_nobody_has_foreseen_costs_its_row(examples, drawing):
 def test_an_error_of_the_run_itself_is_no_row_s(examples, drawing):
     """A decoder that does not start or is closed would fail for every row."""
 
-    class Closed:
+    class Closed(drawing.decoder):
         def video(self, *args, **kwargs):
             raise ClosedDecoderError("the Decoder is closed")
 

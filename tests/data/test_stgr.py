@@ -103,7 +103,8 @@ def test_all_six_tasks_are_read(file, tmp_path):
     assert (both.answer, both.options, both.meta["window"]) == ("A", ("a dog", "a cat"), [2.0, 3.5])
     assert both.media[0].path.endswith("videos/tvg_r1/videomind_data/4.mp4")
     first, second = key_frames(by_id["where and when"])
-    assert (first.time, first.objects) == (1.5, {"dog": ((20.0, 20.0, 100.0, 80.0),)}) and not second.objects
+    assert (first.time, first.objects) == (1.5, {"dog": ((0.1, 0.2, 0.5, 0.8),)}) and not second.objects
+    assert by_id["where and when"].coordinates == "shares" and by_id["box"].coordinates == "file"
     assert gold_boxes(by_id["box"]) == ((10.0, 20.0, 30.0, 40.0),) and by_id["box"].media[0].type == "image"
 
 

@@ -36,9 +36,9 @@ def test_too_short_videos_are_refused_with_their_length():
     with pytest.raises(VideoError, match="has 1 frame, .* use it as an image"):
         qwen(1, 30, FrameOptions())
     with pytest.raises(VideoError, match="has 10 frames, 16 are asked for"):
-        qwen(10, 30, FrameOptions(num_frames=16))
+        qwen(10, 30, FrameOptions(num_frames=16, short="refuse"))
     with pytest.raises(VideoError, match="has 10 frames, 16 are asked for"):
-        SAMPLERS["uniform"](10, 30, FrameOptions(sampler="uniform", num_frames=16))
+        SAMPLERS["uniform"](10, 30, FrameOptions(sampler="uniform", num_frames=16, short="refuse"))
 
 
 def test_uniform_floors_to_even_and_spans_the_whole_video():
