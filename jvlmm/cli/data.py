@@ -53,6 +53,9 @@ def add_check(group: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="examples in the neutral JSONL format")
     parser.add_argument("--model", metavar="DIR", help="count tokens too, as this Hugging Face checkpoint does")
     parser.add_argument("--max-length", type=int, default=8192, help="tokens a row may have (default: 8192)")
+    parser.add_argument("--root", metavar="DIR", help="holds the media, where the file's folder does not")
+    add_overrides(parser, "options, such as view=answer style=direct frames.fps=1 pixels.video_max_pixels=100352")
+    parser.set_defaults(status=usable_status)
 
 
 def add_convert(group: Any) -> None:
@@ -68,28 +71,56 @@ def add_convert(group: Any) -> None:
     parser.add_argument("--from", dest="kind", choices=["stgr"], required=True, help="stgr: Open-o3-Video's files")
     parser.add_argument("--media", metavar="DIR", required=True, help="where its media lie")
     parser.add_argument("--out", metavar="FILE", required=True, help="the file to write, in a folder that holds DIR")
+    parser.add_argument(
+        "--root", metavar="ROOT", help="holds DIR and all that it links to; paths are written from there, not from FILE"
+    )
+    parser.set_defaults(status=usable_status)
+
+
+def usable_status(result: Result) -> int:
+    """Exit status 1 where no row of a file can be used."""
+    return 0 if result.get("usable", result["examples"]) else 1
 
 
 def convert_file(args: argparse.Namespace) -> Result:
     from pathlib import Path
 
+    from jvlmm.data.check import grouped
     from jvlmm.data.records import write_examples
     from jvlmm.data.rejections import Rejections
     from jvlmm.data.stgr import read_stgr
 
-    records, list_path = read_stgr(args.file, args.media), Path(f"{args.out}.rejected.jsonl")
-    written = write_examples(args.out, records.examples)
+    records, list_path = read_stgr(args.file, args.media, args.root), Path(f"{args.out}.rejected.jsonl")
+    written = write_examples(args.out, records.examples, args.root)
     list_path.unlink(missing_ok=True)
     rejections = Rejections(list_path)
     for rejected in records.rejected:
         rejections.add(rejected)
-    return {"path": args.out, "examples": written, "rejected": len(records.rejected), "rejected_path": str(list_path)}
+    return {
+        "path": args.out,
+        "examples": written,
+        "rejected": len(records.rejected),
+        "rejected_path": str(list_path),
+        "reasons": grouped(records.rejected),
+    }
 
 
 def show_conversion(result: Result) -> None:
     print(f"{result['examples']} examples written to {result['path']}")
+    show_reasons(result["reasons"])
     if result["rejected"]:
         print(f"{result['rejected']} rows cannot be used; {result['rejected_path']} says why")
+
+
+def show_reasons(reasons: list[dict[str, Any]]) -> None:
+    """A line for every kind of reason, with its count and the first ids."""
+    from jvlmm.json_text import printable
+
+    for group in reasons:
+        more = group["count"] - len(group["ids"])
+        ids = ", ".join(map(printable, group["ids"])) + (f" and {more} more" if more else "")
+        times = "" if group["count"] == 1 else f"{group['count']} rows, such as "
+        print(f"{times}{printable(group['reason'], limit=500)} (id {ids})")
 
 
 def build_dataset(args: argparse.Namespace) -> Result:
@@ -125,31 +156,50 @@ def show_inspection(result: Result) -> None:
 
 
 def check_file(args: argparse.Namespace) -> Result:
-    from jvlmm.data.check import data_check
+    from dataclasses import replace
+    from pathlib import Path
 
+    from jvlmm.config import apply_overrides
+    from jvlmm.data.check import MediaOptions, data_check
+    from jvlmm.recipes.sources import CheckOptions, Source, rows_of
+
+    options = CheckOptions(max_length=args.max_length)
+    if args.model is not None:
+        from jvlmm.data.processor_files import checkpoint_pixels
+
+        options = replace(options, pixels=checkpoint_pixels(args.model))
+    options = apply_overrides(options, args.overrides)
+    source = Source(args.file, view=options.view, answer_types=options.answer_types, limit=options.limit)
+    rows = rows_of(Path(args.file), source, args.root)
     if args.model is None:
-        return data_check(args.file)
+        media = MediaOptions(options.style, options.frames, options.pixels, options.limits)
+        return data_check(args.file, rows=rows, media=media)
     from jvlmm.data.processor import Processor, ProcessorOptions
-    from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps
+    from jvlmm.data.processor_files import checkpoint_timestamps
     from jvlmm.data.tokenizer import ChatTokenizer
     from jvlmm.models.huggingface import load_config
     from jvlmm.video.workers import Decoder
 
-    options = ProcessorOptions(
-        style="think",
-        pixels=checkpoint_pixels(args.model),
-        max_length=args.max_length,
+    asked = ProcessorOptions(
+        style=options.style,
+        frames=options.frames,
+        pixels=options.pixels,
+        max_length=options.max_length,
         timestamps=checkpoint_timestamps(args.model),
     )
     config, tokenizer = load_config(args.model), ChatTokenizer.from_pretrained(args.model)
-    with Decoder(workers=2) as decoder:
-        return data_check(args.file, Processor(tokenizer, config, options, decoder))
+    with Decoder(workers=2, limits=options.limits) as decoder:
+        return data_check(args.file, Processor(tokenizer, config, asked, decoder), rows=rows)
 
 
 def show_check(result: Result) -> None:
-    for problem in result["problems"]:
-        print(f"{problem['id']}: {problem['reason']}")
+    show_reasons(result["reasons"])
     for name in ("visual_tokens", "tokens"):
         for bound, count in result[name].items():
             print(f"{count:>8} examples of up to {bound} {name.replace('_', ' ')}")
+    if result["without_response"]:
+        print(
+            f"{result['without_response']} usable rows have no response: SFT leaves them out unless it learns bare "
+            "answers (view=answer of their source); evaluation and GRPO need none"
+        )
     print(f"{result['examples']} examples, {result['usable']} usable")

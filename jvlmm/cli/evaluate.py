@@ -21,6 +21,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--data", metavar="DIR|JSONL", required=True, help="a built dataset, or examples as JSONL")
     parser.add_argument("--split", default="test", help="of a built dataset (default: test)")
     parser.add_argument("--protocol", choices=["think", "direct"], default="think", help="how to ask (default: think)")
+    parser.add_argument(
+        "--root", metavar="DIR", default="", help="holds the media of a JSONL file (default: its folder)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N examples only")
     parser.add_argument("--out", metavar="DIR", default="runs/eval", help="for predictions/ (default: runs/eval)")
     add_vreason(parser)
@@ -53,7 +56,7 @@ def evaluate(args: argparse.Namespace) -> Result:
         name="eval",
         model=args.model,
         adapter=args.adapter or "",
-        sources=(Source(args.data, split=args.split, limit=args.limit),),
+        sources=(Source(args.data, split=args.split, limit=args.limit, root=args.root),),
         protocol=args.protocol,
         vision=VisionOptions(pixels=checkpoint_pixels(args.model)),
         vreason=asked(args),

@@ -1,7 +1,9 @@
 """What a file of records would give a run: usable rows, problems, and how long its sequences get."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,40 +12,87 @@ import numpy as np
 
 from jvlmm.data.example import Example
 from jvlmm.data.processor import Processor, decode_patches
-from jvlmm.data.prompts import render
+from jvlmm.data.prompts import Style, media_in_order, render
 from jvlmm.data.records import read_records
 from jvlmm.data.rejections import Rejected, attempted
 from jvlmm.models.config import VisionConfig
 from jvlmm.video.budget import PixelOptions
+from jvlmm.video.limits import DEFAULT_LIMITS, Limits
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
+
+_NAMED = 5  # ids of a group of reasons
+_VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|/\S+|[\d.]+")
 
 Measured = tuple[int | None, int]  # tokens of the sequence where a tokenizer is known, visual tokens among them
 
 
-def data_check(path: str | Path, processor: Processor | None = None, num_threads: int = 2) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MediaOptions:
+    """How a row is asked and its media are opened where no model says it."""
+
+    style: Style = "direct"
+    frames: FrameOptions = FrameOptions()
+    pixels: PixelOptions = PixelOptions()
+    limits: Limits = DEFAULT_LIMITS
+
+
+DEFAULT_MEDIA = MediaOptions()
+
+
+def data_check(
+    path: str | Path,
+    processor: Processor | None = None,
+    num_threads: int = 2,
+    rows: Sequence[Example | Rejected] | None = None,
+    media: MediaOptions = DEFAULT_MEDIA,
+) -> dict[str, Any]:
     """Read every row of a file of records, open all its media and process it as a run would.
 
-    Without `processor` media are opened with the default frames and pixels and no tokens are counted.
-    Returns JSON-ready `examples` (rows), `usable`, `problems` [{id, reason}] and histograms `tokens` and
-    `visual_tokens`. Raises DataError when the file cannot be opened.
+    Without `processor` media are opened as `media` says and no tokens are counted. `rows` are those of the file where
+    they have been read already. Returns JSON-ready `examples` (rows), `usable`, `without_response` (of the usable),
+    `problems` [{id, reason}], `reasons` (these grouped, see `grouped`) and histograms `tokens` and `visual_tokens`.
+    Raises DataError when the file cannot be opened.
     """
-    records = read_records(path)
+    rows = read_records(path).rows if rows is None else rows
+    examples = [row for row in rows if isinstance(row, Example)]
     if processor is None:
-        with Decoder(workers=num_threads) as decoder:
-            outcomes = _measure_all(records.examples, partial(_open_media, decoder), num_threads)
+        with Decoder(workers=num_threads, limits=media.limits) as decoder:
+            outcomes = _measure_all(examples, partial(_open_media, decoder, media), num_threads)
     else:
-        outcomes = _measure_all(records.examples, partial(_process, processor), num_threads)
-    problems = [*records.rejected, *(outcome for outcome in outcomes if isinstance(outcome, Rejected))]
-    measured = [outcome for outcome in outcomes if not isinstance(outcome, Rejected)]
+        outcomes = _measure_all(examples, partial(_process, processor), num_threads)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, Rejected)]
+    problems = [*(row for row in rows if isinstance(row, Rejected)), *refused]
+    usable = [
+        (example, measured)
+        for example, measured in zip(examples, outcomes, strict=True)
+        if not isinstance(measured, Rejected)
+    ]
     return {
         "path": str(path),
-        "examples": len(records.examples) + len(records.rejected),
-        "usable": len(measured),
+        "examples": len(rows),
+        "usable": len(usable),
+        "without_response": sum(not (example.response or "").strip() for example, _ in usable),
         "problems": [{"id": problem.id, "reason": problem.reason} for problem in problems],
-        "tokens": histogram(tokens for tokens, _ in measured if tokens is not None),
-        "visual_tokens": histogram(visual for _, visual in measured),
+        "reasons": grouped(problems),
+        "tokens": histogram(tokens for _, (tokens, _) in usable if tokens is not None),
+        "visual_tokens": histogram(visual for _, (_, visual) in usable),
     }
+
+
+def grouped(problems: Iterable[Rejected]) -> list[dict[str, Any]]:
+    """Returns [{"reason", "count", "ids"}], the most frequent first: a reason of each kind, and the first ids of it.
+
+    Reasons are of one kind where they differ in ids, places, numbers and quoted texts only.
+    """
+    kinds: dict[str, list[Rejected]] = {}
+    for problem in problems:
+        reason = problem.reason.removeprefix(f"{problem.id}: ")
+        kinds.setdefault(_VARIES.sub("#", reason.replace(problem.id, "#")), []).append(problem)
+    return [
+        {"reason": of_kind[0].reason, "count": len(of_kind), "ids": [problem.id for problem in of_kind[:_NAMED]]}
+        for of_kind in sorted(kinds.values(), key=len, reverse=True)
+    ]
 
 
 def histogram(sizes: Iterable[int]) -> dict[str, int]:
@@ -64,8 +113,8 @@ def _process(processor: Processor, example: Example) -> Measured:
     return sequence.length, int((sequence.visual_index >= 0).sum())
 
 
-def _open_media(decoder: Decoder, example: Example) -> Measured:
-    render(example)
+def _open_media(decoder: Decoder, options: MediaOptions, example: Example) -> Measured:
+    shown = media_in_order(example, render(example, options.style))
     vision = VisionConfig()
-    patches = [decode_patches(m, decoder, FrameOptions(), PixelOptions(), vision) for m in example.media]
+    patches = [decode_patches(media, decoder, options.frames, options.pixels, vision) for media in shown]
     return None, sum(len(p.pixels) for p in patches) // vision.spatial_merge_size**2

@@ -3,9 +3,10 @@
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from jvlmm.data.example import Example
+from jvlmm.data.fingerprint import data_fingerprint
 
 
 class Concatenation(Sequence):
@@ -18,6 +19,11 @@ class Concatenation(Sequence):
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    @property
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """As `data_fingerprint` says it of each part; `change` is code, not data."""
+        return [entry for part in self._parts for entry in data_fingerprint(part)]
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         index = range(len(self))[index]

@@ -4,11 +4,12 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from jvlmm.data.example import Example
+from jvlmm.data.fingerprint import data_fingerprint
 
 _LEADING_TAGS = re.compile(r"^(\s*<(image|video)>)+\s*")
 
@@ -36,6 +37,11 @@ class Conversations(Sequence):
 
     def __len__(self) -> int:
         return len(self._members)
+
+    @property
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """That of the rows; how they are joined follows from `turns` and `seed`."""
+        return data_fingerprint(self._rows)
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         first, *others = (self._rows[k] for k in self._members[index])

@@ -10,6 +10,7 @@ import grain
 
 from jvlmm.data.batch import Batch, BatchOptions, check_fits
 from jvlmm.data.example import Example
+from jvlmm.data.fingerprint import check_same_data, data_fingerprint
 from jvlmm.data.grouping import GroupedBatches
 from jvlmm.data.processor import Processor
 from jvlmm.data.rejections import Rejected, Rejections, attempted
@@ -73,12 +74,7 @@ class Loader:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue with exactly the batches that followed `state`. DataError when it belongs to other data."""
-        for name, value in self._fingerprint.items():
-            if state["data"].get(name) != value:
-                raise DataError(
-                    f"the saved position is for {name}={state['data'].get(name)}, the data now has {name}={value}; "
-                    "restore the data and seed of that run, or start a new run directory"
-                )
+        check_same_data(state["data"], self._fingerprint)
         self._interrupt()
         self._batches.set_state(state["batches"])
 
@@ -133,7 +129,7 @@ def make_loader(
     batches = _grouped(
         stream, processor.training, options, processor.config, rejections, pipeline, len(examples), share
     )
-    fingerprint = {"examples": len(examples), "seed": seed}
+    fingerprint = {"examples": len(examples), "seed": seed, "files": data_fingerprint(examples)}
     return Loader(iter(batches), rejections, fingerprint, share)
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jvlmm.data.example import Example
+from jvlmm.data.fingerprint import data_fingerprint
 from jvlmm.errors import ConfigError, DataError
 
 
@@ -36,6 +38,11 @@ class Ordered(Sequence):
 
     examples: Sequence[Example]
     order: tuple[int, ...]
+
+    @property
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """That of the examples, whose rates give the order."""
+        return data_fingerprint(self.examples)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -82,7 +89,7 @@ class PassRates:
     def _rate(self, example: Example, refuse: bool = True) -> float | None:
         """The known one; None where there is none."""
         rate = example.meta.get(self._options.field)
-        if rate is None or (not isinstance(rate, bool) and isinstance(rate, int | float)):
+        if rate is None or (not isinstance(rate, bool) and isinstance(rate, int | float) and rate == rate):
             return rate
         if refuse:
             raise DataError(f"example {example.id!r}: {self._options.field} is {rate!r}, not a number from 0 to 1")

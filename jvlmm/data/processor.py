@@ -121,7 +121,10 @@ class Processor:
         `prompt` and `training` raise DataError or VideoError, the example's id first.
         """
         if not (example.response or "").strip():
-            raise DataError(f"{example.id}: no response to learn; give the row a response")
+            raise DataError(
+                f"{example.id}: no response to learn; give the row a response, or learn its bare answer with "
+                "view=answer (of the source: STAGE.sources.NAME.view=answer)"
+            )
         sequence = self._sequence(example, with_response=True)
         if not example.learn:
             return sequence

@@ -11,6 +11,7 @@ import numpy as np
 from jvlmm.data.batch import BatchOptions, check_fits
 from jvlmm.data.coordinates import as_answered
 from jvlmm.data.example import Example
+from jvlmm.data.fingerprint import check_same_data, data_fingerprint
 from jvlmm.data.loader import DEFAULT_PIPELINE, PipelineOptions
 from jvlmm.data.processor import Processor
 from jvlmm.data.rejections import Rejected, Rejections, attempted
@@ -58,7 +59,7 @@ class PromptStream:
         self.rejections = rejections
         self._number, self._epoch, self._skips = number, len(examples), skips
         self._read = self._refused = 0  # examples that have come, and how many in a row up to the last were refused
-        self._fingerprint = {"examples": len(examples), "seed": seed}
+        self._fingerprint = {"examples": len(examples), "seed": seed, "files": data_fingerprint(examples)}
 
         def prepare(example: Example) -> Prompt:
             check(example)
@@ -106,11 +107,7 @@ class PromptStream:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue with exactly the prompts that followed `state`. DataError when it belongs to other data."""
-        if state["data"] != self._fingerprint:
-            raise DataError(
-                f"the saved position is for {state['data']}, the data now is {self._fingerprint}; "
-                "restore the data and seed of that run, or start a new run directory"
-            )
+        check_same_data(state["data"], self._fingerprint)
         self._items.set_state(state["items"])
         self._read, self._refused = state.get("read", 0), state.get("refused", 0)
 

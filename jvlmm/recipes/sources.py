@@ -25,7 +25,7 @@ from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.processor_files import checkpoint_timestamps
 from jvlmm.data.prompts import Style
 from jvlmm.data.records import read_records
-from jvlmm.data.rejections import Rejections
+from jvlmm.data.rejections import Rejected, Rejections, attempted
 from jvlmm.errors import ConfigError
 from jvlmm.recipes.recipe import Run
 from jvlmm.training.hindsight_writing import hinted
@@ -34,6 +34,8 @@ from jvlmm.video.fitting import FitOptions
 from jvlmm.video.limits import Limits
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
+
+View = Literal["response", "answer", "open", "explained", "hinted", "lettered", "lettered_pairs", "captions"]
 
 _CHANGES = {  # of a row, by view
     "answer": direct,
@@ -54,21 +56,34 @@ class Source:
     `hinted` as a teacher with hindsight reads it, a `lettered` list of its options
     without the media, one of `lettered_pairs` of words, or the `captions` of its scene (the last two only of Moving
     Shapes). `turns` above 1 asks so many questions about the same media in one conversation. `repeat` makes a source
-    weigh more.
+    weigh more. The media of a JSONL file lie in its folder, or in `root`: nothing outside is opened, links resolved.
     """
 
     path: str  # or stage:NAME
     split: str = "train"
-    view: Literal["response", "answer", "open", "explained", "hinted", "lettered", "lettered_pairs", "captions"] = (
-        "response"
-    )
+    view: View = "response"
     question_types: tuple[str, ...] = ()  # or kinds of captions; () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
-    limit: int | None = None  # of what the types leave
+    limit: int | None = None  # of what the types leave, rows that cannot be used included
     turns: int = 1
     repeat: int = 1
     coordinates: Coordinates | None = None  # of the boxes of rows that do not say; None: pixels of their files
+    root: str = ""  # folder that holds the media; rows name them from there or from their file's folder
     name: str = ""  # for overrides such as sft.sources.NAME.path=…
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How `jvlmm data check` reads a file: as a stage of these options would."""
+
+    view: View = "response"
+    answer_types: tuple[AnswerType, ...] = ()  # () takes all
+    limit: int | None = None
+    style: Style = "think"
+    frames: FrameOptions = field(default_factory=FrameOptions)
+    pixels: PixelOptions = field(default_factory=PixelOptions)
+    limits: Limits = field(default_factory=Limits)
+    max_length: int = 8192  # tokens of a row
 
 
 @dataclass(frozen=True)
@@ -131,18 +146,16 @@ def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenati
     if not path.is_dir():
         if source.view == "captions" or source.question_types:
             raise ConfigError(f"{path}: view='captions' and question_types are for a Moving Shapes folder only")
-        records = read_records(path)
-        for rejected in records.rejected:
-            rejections.add(rejected)
-        wanted = source.answer_types or get_args(AnswerType)
-        rows, keys = [row for row in records.examples if row.answer_type in wanted][: source.limit], None
+        rows, keys = _records(path, source, run.resolve(source.root) if source.root else None, rejections), None
     else:
+        if source.root:
+            raise ConfigError(f"{path}: root={source.root!r} is for a JSONL file only; leave it away")
         rows = _moving_shapes(path, source)
         keys = rows.media_keys
-    if source.coordinates is not None:
-        rows = Concatenation([rows], change=partial(_in_coordinates, source.coordinates))
-    if source.view in _CHANGES:
-        rows = Concatenation([rows], change=_CHANGES[source.view])
+        if source.coordinates is not None:
+            rows = Concatenation([rows], change=partial(_in_coordinates, source.coordinates))
+        if source.view in _CHANGES:
+            rows = Concatenation([rows], change=_CHANGES[source.view])
     if source.turns > 1:
         rows = Conversations(rows, source.turns, run.seed, keys)
     return Concatenation([rows] * source.repeat)
@@ -151,6 +164,27 @@ def open_source(run: Run, source: Source, rejections: Rejections) -> Concatenati
 def _in_coordinates(coordinates: Coordinates, example: Example) -> Example:
     """The example with its boxes in those coordinates, unless it names others itself."""
     return example if example.coordinates else replace(example, coordinates=coordinates)
+
+
+def rows_of(path: Path, source: Source, root: Path | None) -> list[Example | Rejected]:
+    """Returns the rows of a JSONL file that the source wants, under its view, in the file's order."""
+    wanted = source.answer_types or get_args(AnswerType)
+    rows = [row for row in read_records(path, root).rows if isinstance(row, Rejected) or row.answer_type in wanted]
+    rows = rows[: source.limit]
+    if source.coordinates is not None:
+        named = partial(_in_coordinates, source.coordinates)
+        rows = [row if isinstance(row, Rejected) else named(row) for row in rows]
+    change = _CHANGES.get(source.view)
+    return rows if change is None else [row if isinstance(row, Rejected) else attempted(row, change) for row in rows]
+
+
+def _records(path: Path, source: Source, root: Path | None, rejections: Rejections) -> list[Example]:
+    """The usable ones of `rows_of`; the others go to `rejections`, once a repetition."""
+    rows = rows_of(path, source, root)
+    for rejected in (row for row in rows if isinstance(row, Rejected)):
+        for _ in range(source.repeat):
+            rejections.add(rejected)
+    return [row for row in rows if isinstance(row, Example)]
 
 
 def _moving_shapes(path: Path, source: Source) -> Sequence[Example]:

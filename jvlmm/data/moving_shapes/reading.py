@@ -1,18 +1,20 @@
 """Random access to a built dataset, as examples: questions with reasoned or direct answers, and captions."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from jvlmm.data.example import AnswerType, Example, Media
 from jvlmm.data.moving_shapes.captions import CAPTIONS, STILL_CAPTIONS, caption
-from jvlmm.data.moving_shapes.dataset import read_description
+from jvlmm.data.moving_shapes.dataset import DESCRIPTION, read_description
 from jvlmm.data.moving_shapes.options import is_image
 from jvlmm.data.moving_shapes.questions import FORMS
 from jvlmm.data.moving_shapes.scene import COLOURS, KINDS, Scene, scene_from_dict
@@ -32,6 +34,11 @@ class Questions(Sequence):
     questions: Sequence
     rows: tuple[int, ...]
     scene_of: tuple[int, ...]  # the scene of every row of the split
+
+    @property
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """As `data_fingerprint`: of the data set's description, from which everything in it follows."""
+        return _fingerprint(self.root, len(self))
 
     @property
     def media_keys(self) -> list[int]:
@@ -57,6 +64,7 @@ class Questions(Sequence):
             response=record["response"],
             benchmark=BENCHMARK,
             split=self.split,
+            origin=f"{self.root}/{self.split}:{record['id']}",
             meta={
                 "form": record["form"],
                 "answer_text": record["answer_text"],
@@ -74,6 +82,11 @@ class Captions(Sequence):
     split: str
     scenes: Sequence
     rows: tuple[tuple[int, str, int], ...]  # row of the scene, kind of caption, which draw of it
+
+    @property
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """As `data_fingerprint`: of the data set's description, from which everything in it follows."""
+        return _fingerprint(self.root, len(self))
 
     @property
     def media_keys(self) -> list[int]:
@@ -100,6 +113,7 @@ class Captions(Sequence):
             response=text,
             benchmark=BENCHMARK,
             split=self.split,
+            origin=f"{self.root}/{self.split}:{stem}/{name}-{draw}",
             meta={"scene": record},
         )
 
@@ -204,7 +218,10 @@ def _lesson(example: Example, options: Sequence[str], rng: np.random.Generator) 
 
 
 def _right_option(example: Example) -> str:
-    return example.options[ord(example.answer) - ord("A")]
+    letters = ascii_uppercase[: len(example.options)]
+    if len(example.answer) != 1 or example.answer not in letters:
+        raise DataError(f"{example.id}: the answer {example.answer!r} is not the letter of an option; give one")
+    return example.options[letters.index(example.answer)]
 
 
 def _check_names(what: str, names: Sequence[str] | None, known: Iterable[str]) -> None:
@@ -233,6 +250,11 @@ def _open(root: str | Path, split: str) -> tuple[Sequence, Sequence]:
     except (OSError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{root}: its records cannot be read ({reason}); delete the folder and build again") from error
+
+
+def _fingerprint(root: Path, rows: int) -> list[dict[str, Any]]:
+    content = (root / DESCRIPTION).read_bytes()
+    return [{"file": str(root / DESCRIPTION), "rows": rows, "sha256": hashlib.sha256(content).hexdigest()}]
 
 
 def _plain(value: Any) -> Any:
