@@ -241,3 +241,38 @@ def test_rejection_list_that_cannot_be_written_is_one_line(tmp_path):
 def test_impossible_options_are_refused(options):
     with pytest.raises(ConfigError, match="pipeline"):
         PipelineOptions(**options)
+
+
+@pytest.mark.parametrize(("usable", "broken"), [(1, 1), (1, 3), (2, 2), (1, 9)])
+def test_a_usable_row_in_every_epoch_is_enough(drawing, usable, broken):
+    """Rejected rows at the end of one epoch and the begin of the next do not add up."""
+    rows = [drawing.example(k, None) for k in range(usable)]
+    rows += [drawing.example(100 + k, media=(Media("video", "/clips/broken-1.mp4"),)) for k in range(broken)]
+    one = BatchOptions(batch_size=1, length_buckets=(256,))
+    for seed in range(3):
+        with make_loader(rows, drawing.processor(), one, seed, pipeline=FAST) as loader:
+            assert len(list(zip_first(loader, 60))) == 60
+            assert len(loader.rejections) == broken
+            state = json.loads(json.dumps(loader.get_state()))
+        with make_loader(rows, drawing.processor(), one, seed, pipeline=FAST) as again:
+            again.set_state(state)
+            assert len(list(zip_first(again, 30))) == 30
+
+
+def test_a_template_that_raises_costs_the_rows_it_raises_for(examples, drawing):
+    processor = drawing.processor()
+    encode = processor.tokenizer.encode_chat
+
+    class Raising:
+        def __getattr__(self, name):
+            return getattr(drawing.processor().tokenizer, name)
+
+        def encode_chat(self, messages, *rest):
+            if "x x" in str(messages):
+                raise TypeError("can only concatenate str\nnot list")
+            return encode(messages, *rest)
+
+    processor.tokenizer = Raising()
+    with make_loader(examples, processor, OPTIONS, 0, 1, pipeline=FAST) as loader:
+        assert len([i for _, ids in loader for i in ids]) == 20
+    assert loader.rejections.reasons["e2"] == "e2: unexpected TypeError: can only concatenate str not list"

@@ -154,3 +154,20 @@ def test_prompts_carry_the_responses_that_are_wanted(stream, drawing, examples):
         end = learnt.tokens[prompt.sequence.length :][: len(prompt.response)]
         assert prompt.response.tolist() == end.tolist(), "they follow the prompt at once"
     assert all(prompt.response is None for prompt in next(stream(examples, number=7))[0])
+
+
+def test_a_usable_example_in_every_epoch_is_enough(stream, drawing):
+    rows = [drawing.example(0, video=None), *(drawing.example(k, video="broken") for k in range(1, 6))]
+    for seed in range(3):
+        rejections = Rejections(None)
+        assert ids(stream(rows, number=1, seed=seed, rejections=rejections), 20) == ["e0"] * 20 and len(rejections) == 5
+
+
+def test_a_check_that_raises_what_nobody_foresaw_costs_its_row(stream, examples):
+    def check(example):
+        if example.id == "e3":
+            raise OverflowError("int too large to convert to float")
+
+    rejections = Rejections(None)
+    assert "e3" not in ids(stream(examples, rejections=rejections, check=check), 8)
+    assert rejections.reasons == {"e3": "e3: unexpected OverflowError: int too large to convert to float"}

@@ -1,6 +1,7 @@
 """The neutral record: what is written reads back equal; what breaks a rule is listed with its line."""
 
 import json
+import os
 import re
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from jvlmm.data.check import data_check, histogram
 from jvlmm.data.example import Example, Media
 from jvlmm.data.records import read_examples, read_records, write_examples
+from jvlmm.data.rejections import Rejected, Rejections
+from jvlmm.data.stgr import read_stgr
 from jvlmm.errors import DataError
 
 ROW = {"id": "a", "question": "What?", "answer": "x", "answer_type": "text"}
@@ -222,3 +225,185 @@ def test_an_earlier_turn_that_cannot_be_learnt_is_rejected(tmp_path, turn):
     records = read_records(_file(tmp_path, {**ROW, "response": "x", "earlier": [turn]}))
     (rejected,) = records.rejected
     assert rejected.reason == "line 1: each of earlier needs a response, and has no earlier of its own"
+
+
+QUESTION = {**ROW, "response": "x"}
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_byte_order_mark_loses_no_row(tmp_path, end):
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({**ROW, "id": name}).encode() for name in "ab"]
+    path.write_bytes(b"\xef\xbb\xbf" + end.join(lines) + end)
+    records = read_records(path)
+    assert [e.id for e in records.examples] == ["a", "b"] and records.rejected == ()
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_of_rows_is_read(tmp_path, indent):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{**ROW, "id": "a"}, [1], {**ROW, "id": "b"}], indent=indent))
+    records = read_records(path)
+    assert [e.id for e in records.examples] == ["a", "b"]
+    (rejected,) = records.rejected
+    assert rejected.reason == "row 2: a JSON object is expected, not list"
+
+
+def test_an_array_that_ends_too_early_is_refused_and_lines_that_begin_with_a_list_are_read(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([ROW])[:-1])
+    with pytest.raises(DataError, match=r"rows\.json: the JSON array cannot be read"):
+        read_records(path)
+    records = read_records(_file(tmp_path, [1, 2], ROW))
+    assert [e.id for e in records.examples] == ["a"] and len(records.rejected) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"question": "on \ud83d top?"},
+        {"id": "x\ud83d"},
+        {"response": "\udc00"},
+        {"options": ["\ud83d", "y"], "answer_type": "mcq", "answer": "A"},
+        {"media": [{"type": "image", "path": "\ud83d.png"}]},
+        {"media": [{"type": "video", "path": "x", "start": 10**400}]},
+        {"media": [{"type": "video", "path": "x", "end": 10**400}]},
+        {"answer": float("nan"), "answer_type": "number"},
+        {"answer": [1, float("inf")], "answer_type": "span"},
+        {"id": True},
+        {"system": 3},
+        {"earlier": [{**QUESTION, "system": "x"}]},
+        {"answer_type": "mcq", "options": ["B. red", "A. blue"], "answer": "A"},
+        {"answer_type": ["mcq"]},
+    ],
+)
+def test_a_row_that_no_file_or_tokenizer_takes_is_listed_safely(tmp_path, change):
+    records = read_records(_file(tmp_path, {**ROW, **change}, {**ROW, "id": "last"}))
+    assert [e.id for e in records.examples] == ["last"]
+    (rejected,) = records.rejected
+    text = f"{rejected.id} {rejected.reason}"
+    text.encode("utf-8")
+    assert rejected.reason.startswith("line 1: ") and len(text) < 600 and "unexpected" not in text
+
+
+def test_rows_are_told_apart_by_file_and_line(tmp_path):
+    rejections = Rejections(tmp_path / "rejected.jsonl")
+    for name in ("da", "db"):
+        (tmp_path / name).mkdir()
+        records = read_records(_file(tmp_path / name, b"{", ROW, ROW, ROW))
+        assert [row.id for row in records.rejected] == ["rows.jsonl:1", "a", "a"]
+        assert records.examples[0].origin == f"{tmp_path / name / 'rows.jsonl'}:2"
+        for _ in range(2):  # as it comes by in every epoch
+            for rejected in records.rejected:
+                rejections.add(rejected)
+    assert len(rejections) == 6 and len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 6
+    assert len(Rejections(tmp_path / "rejected.jsonl")) == 6, "read back"
+
+
+def test_the_list_of_rejected_rows_is_json_whatever_their_ids_hold(tmp_path):
+    path = tmp_path / "rejected.jsonl"
+    Rejections(path).add(Rejected("x\ud83d\n", "no \udc00"))
+    assert json.loads(path.read_text(encoding="utf-8")) == {"id": "x\ud83d\n", "reason": "no \udc00"}
+    assert Rejections(path).reasons == {"x\ud83d\n": "no \udc00"}
+
+
+def test_devices_pipes_and_utf_16_are_no_data_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path in (tmp_path / "pipe.jsonl", "/dev/zero"):
+        for read in (read_records, lambda path: read_stgr(path, tmp_path)):
+            with pytest.raises(DataError, match="a device or a pipe is no data file"):
+                read(path)
+    (tmp_path / "wide.jsonl").write_text(json.dumps(ROW), encoding="utf-16")
+    with pytest.raises(DataError, match="it is UTF-16 text; save it as UTF-8"):
+        read_records(tmp_path / "wide.jsonl")
+
+
+def test_a_line_without_an_end_costs_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("jvlmm.data.records.LINE_BYTES", 200)
+    records = read_records(_file(tmp_path, {**ROW, "question": "x" * 1000}, {**ROW, "id": "last"}))
+    assert [e.id for e in records.examples] == ["last"] and records.rejected[0].id == "rows.jsonl:1"
+
+
+def test_options_lose_the_letters_they_bring_and_system_texts_are_kept(tmp_path):
+    row = {**ROW, "answer_type": "mcq", "answer": "A", "options": ["A. red", "B. blue"], "system": "Be brief."}
+    (example,) = read_examples(_file(tmp_path, row))
+    assert example.options == ("red", "blue") and example.system == "Be brief." and not example.meta
+    write_examples(tmp_path / "again.jsonl", [example])
+    assert read_examples(tmp_path / "again.jsonl") == (example,)
+
+
+def _picture_row(path):
+    return {**QUESTION, "media": [{"type": "image", "path": path}]}
+
+
+def test_links_of_a_hub_cache_are_followed_within_the_data_set(tmp_path):
+    hub = tmp_path / "datasets--u--d"
+    for folder in ("blobs", "snapshots/abc/clips"):
+        (hub / folder).mkdir(parents=True)
+    (hub / "blobs/3f0a").write_bytes(b"picture")
+    (hub / "snapshots/abc/clips/a.png").symlink_to("../../../blobs/3f0a")
+    (tmp_path / "secret").touch()
+    (hub / "snapshots/abc/clips/out.png").symlink_to(tmp_path / "secret")
+    rows = [_picture_row("clips/a.png"), {**_picture_row("clips/out.png"), "id": "out"}]
+    _file(hub / "blobs", *rows).rename(hub / "blobs/77aa")
+    (hub / "snapshots/abc/train.jsonl").symlink_to("../../blobs/77aa")
+    records = read_records(hub / "snapshots/abc/train.jsonl")
+    assert [e.media[0].path for e in records.examples] == [str(hub / "blobs/3f0a")]
+    assert "leaves the folder" in records.rejected[0].reason
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "file", "root"),
+    [
+        ("data", "videos/a.png", "ext/a.png", "."),  # a link, bounded by the folder that holds both ends
+        ("data", "videos/a.png", "ext/a.png", "ext"),  # by where it leads
+        ("annotations", "../ext/a.png", "ext/a.png", "."),  # a sibling folder
+        ("annotations", "a.png", "ext/a.png", "ext"),  # named from the root
+        ("annotations", "ext/a.png", "ext/a.png", "."),
+    ],
+)
+def test_media_lie_under_the_root_that_is_named(tmp_path, rows, name, file, root):
+    for folder in ("ext", "annotations", "data"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / file).touch()
+    (tmp_path / "data/videos").symlink_to("../ext")
+    path = _file(tmp_path / rows, _picture_row(name))
+    assert (
+        "or name the folder that holds both with root="
+        in (read_records(path).rejected or [Rejected("", _NAMED)])[0].reason
+    )
+    (example,) = read_examples(path, root=tmp_path / root)
+    assert example.media[0].path == str(tmp_path / file)
+    write_examples(tmp_path / "again.jsonl", [example], root=tmp_path / root)
+    assert read_examples(tmp_path / "again.jsonl", root=tmp_path / root) == (example,)
+
+
+_NAMED = "or name the folder that holds both with root="  # where a file of this name is only missing
+
+
+@pytest.mark.parametrize("name", ["../x.png", "/etc/passwd", "link/../../x.png", "link/x.png", "up/passwd", "a\0b"])
+def test_nothing_outside_the_root_is_named(tmp_path, name):
+    (tmp_path / "root/deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/x.png").touch()
+    (tmp_path / "x.png").touch()
+    (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root/up").symlink_to("/etc")
+    for root in (tmp_path / "root", None):
+        records = read_records(_file(tmp_path / "root", _picture_row(name)), root)
+        assert not records.examples and "leaves the folder" in records.rejected[0].reason
+
+
+def test_a_root_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(DataError, match="root=.*nowhere: no such folder"):
+        read_records(_file(tmp_path, ROW), tmp_path / "nowhere")
+
+
+def test_check_groups_reasons_and_names_the_view_for_answers_without_a_thought(tmp_path, drawing):
+    rows = [{**ROW, "id": f"gone {k}", "media": [{"type": "video", "path": f"broken-{k}.mp4"}]} for k in range(7)]
+    result = data_check(_file(tmp_path, *rows, {"id": "b"}, ROW), drawing.processor())
+    assert [group["count"] for group in result["reasons"]] == [7, 1]
+    assert result["reasons"][0]["ids"] == [f"gone {k}" for k in range(5)]
+    assert (result["usable"], result["without_response"]) == (1, 1)
+    with pytest.raises(DataError, match="view=answer"):
+        drawing.processor().training(Example("a", "What?", "x", "text"))
