@@ -1,6 +1,7 @@
 """A run goes on with the data it began with: other rows are refused by the name of their file."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -75,14 +76,13 @@ def test_a_changed_file_is_refused_by_name_on_resuming(tmp_path, drawing, opened
         state = json.loads(json.dumps(before.get_state()))
     with opened(write(path, media=[]), drawing) as again:
         again.set_state(state)
-    with opened(write(path, "Another?", media=[]), drawing) as other:
-        with pytest.raises(DataError, match=r"other data: .*rows\.jsonl changed since .*start a new run directory"):
-            other.set_state(state)
-    with (
-        opened(write(path, number=5, media=[]), drawing) as longer,
-        pytest.raises(DataError, match=r"examples=4.*examples=5.*rows\.jsonl changed since \(4 usable rows then, 5"),
-    ):
+    named = r"rows\.jsonl changed since"
+    with opened(write(path, "Another?", media=[]), drawing) as other, pytest.raises(DataError) as caught:
+        other.set_state(state)
+    assert re.search(f"other data: .*{named} .*start a new run directory", str(caught.value))
+    with opened(write(path, number=5, media=[]), drawing) as longer, pytest.raises(DataError) as caught:
         longer.set_state(state)
+    assert re.search(f"examples=4.*examples=5.*{named} .4 usable rows then, 5 now", str(caught.value))
     del state["data"]["files"]  # as earlier versions saved it
     with opened(examples, drawing) as old:
         old.set_state(state)

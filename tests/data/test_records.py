@@ -314,7 +314,7 @@ def test_devices_pipes_and_utf_16_are_no_data_files(tmp_path):
             with pytest.raises(DataError, match="a device or a pipe is no data file"):
                 read(path)
     (tmp_path / "wide.jsonl").write_text(json.dumps(ROW), encoding="utf-16")
-    with pytest.raises(DataError, match="it is UTF-16 text; save it as UTF-8"):
+    with pytest.raises(DataError, match="it is UTF-16 text.; save it as UTF-8"):
         read_records(tmp_path / "wide.jsonl")
 
 
@@ -368,17 +368,12 @@ def test_media_lie_under_the_root_that_is_named(tmp_path, rows, name, file, root
     (tmp_path / file).touch()
     (tmp_path / "data/videos").symlink_to("../ext")
     path = _file(tmp_path / rows, _picture_row(name))
-    assert (
-        "or name the folder that holds both with root="
-        in (read_records(path).rejected or [Rejected("", _NAMED)])[0].reason
-    )
+    for rejected in read_records(path).rejected:
+        assert "or name the folder that holds both with root=" in rejected.reason
     (example,) = read_examples(path, root=tmp_path / root)
     assert example.media[0].path == str(tmp_path / file)
     write_examples(tmp_path / "again.jsonl", [example], root=tmp_path / root)
     assert read_examples(tmp_path / "again.jsonl", root=tmp_path / root) == (example,)
-
-
-_NAMED = "or name the folder that holds both with root="  # where a file of this name is only missing
 
 
 @pytest.mark.parametrize("name", ["../x.png", "/etc/passwd", "link/../../x.png", "link/x.png", "up/passwd", "a\0b"])

@@ -62,7 +62,7 @@ def recipe():
                 teaching=TeachingOptions(VISDConfig(anneal_steps=6), hindsight=HindsightOptions(judge={judge})),
                 vision=VISION,
                 optimizer=OptimizerOptions(learning_rate=1e-3),
-                evaluation=(Source(DATA, split="test", limit=3),),
+                evaluation=(Source(DATA, split="test", limit=3), Source({broken!r})),
                 evaluate_every=4,
                 checkpoint_every=2,
                 export_dtype="float32",
@@ -99,6 +99,7 @@ def folder(tmp_path_factory) -> Path:
     build(folder / "data", MovingShapesOptions(train_clips=4, train_images=1, test_clips=2, test_images=0, **counts))
     lost = {**ROWS[1], "media": [{"type": "video", "path": "lost.mp4"}]}
     (folder / "extra.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROWS[0], lost)))
+    (folder / "broken.jsonl").write_text("{broken\n{}\n")
     (folder / "failing.py").write_text(REWARD)
     (folder / "stable.py").write_text(STABLE)
     return folder
@@ -106,7 +107,12 @@ def folder(tmp_path_factory) -> Path:
 
 def write_config(folder: Path, reward: str, judge: str = "Rules()") -> Path:
     path = folder / f"with_{reward}"
-    fields = {"data": folder / "data", "extra": folder / "extra.jsonl", "reward": folder / reward}
+    fields = {
+        "data": folder / "data",
+        "broken": folder / "broken.jsonl",
+        "extra": folder / "extra.jsonl",
+        "reward": folder / reward,
+    }
     path.write_text(CONFIG.format(judge=judge, **{name: str(value) for name, value in fields.items()}))
     return path
 
@@ -155,6 +161,8 @@ def test_a_run_leaves_what_its_contract_names(finished):
     assert [line["sample"] for line in listed] == [0, 1, 2] and len(listed[0]["weights"]) == len(listed[0]["tokens"])
     evaluations = [record for record in metrics(workdir) if "eval/overall" in record]
     assert [record["step"] for record in evaluations] == [4, 5]
+    predicted = [json.loads(line) for line in (workdir / "predictions/grpo.000005.jsonl").read_text().splitlines()]
+    assert len(predicted) == 5 and sum("error" in line for line in predicted) == 2, "rows that are no examples count"
     listed = rollouts(workdir)
     assert len(listed) == 5 * 4 * 3 and [line["step"] for line in listed[::12]] == [1, 2, 3, 4, 5]
     for line in listed:
