@@ -27,7 +27,7 @@ class DrawnFiles:
     def image(self, path, pixels=None):
         return self._clip(path, 1)
 
-    def measure_video(self, path, frames, start=None, end=None):
+    def measure_video(self, path, frames, start=None, end=None, most_decoded=None):
         return Measured(56, 56, tuple(self._clip(path, frames.num_frames).times))
 
     def measure_image(self, path):

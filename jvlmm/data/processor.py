@@ -37,7 +37,9 @@ class Decoder(Protocol):
 
     def image(self, path: str, *, pixels: PixelOptions) -> Clip: ...
 
-    def measure_video(self, path: str, frames: FrameOptions, start: float | None, end: float | None) -> Measured: ...
+    def measure_video(
+        self, path: str, frames: FrameOptions, start: float | None, end: float | None, most_decoded: int
+    ) -> Measured: ...
 
     def measure_image(self, path: str) -> Measured: ...
 
@@ -50,9 +52,10 @@ class ProcessorOptions:
     frames: FrameOptions = FrameOptions()
     pixels: PixelOptions = PixelOptions()
     max_length: int = 8192  # tokens of one sequence, visual tokens included
+    max_patches: int | None = None  # of all media of one sequence; None: no bound besides max_length
     cache_bytes: int = 0  # host memory for patches of files used again; 0 decodes every time
     text_after_media: TextAfterMedia = DEFAULT_TEXT_AFTER_MEDIA  # see positions.mrope_positions
-    fit: FitOptions = FitOptions()  # what becomes of media that are too large for max_length
+    fit: FitOptions = FitOptions()  # what becomes of media that are too large for max_length or max_patches
     coordinates: Coordinates | None = None  # of the boxes of answers; None: as the model's family writes them
     timestamps: str = ""  # of seconds, such as "{:.1f}": said before every temporal patch of a video; "" says none
 
@@ -219,7 +222,11 @@ class Processor:
         marks = len(media) + 2 * sum(map(bool, steps))  # placeholders, which the pictures replace
         text = len(self._text(example, shown, with_response)[0]) - marks
         visual = sum(visual_tokens(medium, plan, pixels) for medium, plan in zip(measured, asked, strict=True))
-        if text + visual + sum(map(sum, steps)) <= options.max_length:
+        most = options.max_length
+        if options.max_patches is not None:
+            most = min(most, options.max_patches // self.config.vision.spatial_merge_size**2)
+        long = any(medium.affordable is not None for medium in measured)
+        if text + visual + sum(map(sum, steps)) <= options.max_length and visual <= most and not long:
             return everything
 
         # Smaller pictures may need a note on a box's pixels where those asked for need none. Questions of about one
@@ -228,13 +235,14 @@ class Processor:
         shown = tuple(map(_foreseen, media, measured, smaller))
         longest = max(text, len(self._text(example, shown, with_response)[0]) - marks + _SLACK)
         room = options.max_length - longest
-        room -= room % max(options.max_length // _ROOMS, 1)
+        room = min(room - room % max(options.max_length // _ROOMS, 1), most)
         plans = fitted(measured, pixels, options.fit, room=room, step_tokens=[max(step, default=0) for step in steps])
         if plans is None:
             raise DataError(
                 f"{text + visual + sum(map(sum, steps))} tokens ({visual} visual) exceed max_length="
-                f"{options.max_length}, and its {len(media)} media do not fit at the least of frames and pixels; "
-                "shorten the text, or raise processor.max_length"
+                f"{options.max_length} or the patch buckets, even with the least of frames and pixels; shorten the "
+                f"text, show fewer media than {len(media)}, or allow longer rows (length_buckets of a stage, else "
+                "max_length)"
             )
         return tuple(None if plan == whole else plan for plan, whole in zip(plans, asked, strict=True))
 
@@ -248,7 +256,8 @@ class Processor:
     def _measure(self, media: Media) -> Measured:
         if media.type == "image":
             return self.decoder.measure_image(media.path)
-        return self.decoder.measure_video(media.path, self.options.frames, media.start, media.end)
+        most = self.options.fit.most_decoded
+        return self.decoder.measure_video(media.path, self.options.frames, media.start, media.end, most)
 
     def _shown(self, media: Media, patches: Patches, plan: Plan | None) -> Shown:
         """The record of what is shown of a medium, and of what was given up to make it fit."""
@@ -297,7 +306,8 @@ class Processor:
             visual = sum(len(p.pixels) for p in patches) // self.config.vision.spatial_merge_size**2
             raise DataError(
                 f"{example.id}: {len(tokens)} tokens ({visual} visual) exceed max_length={self.options.max_length}; "
-                "lower the frames or pixels, shorten the text, or raise processor.max_length"
+                "lower the frames or pixels, shorten the text, or allow longer rows (length_buckets of a stage, else "
+                "max_length)"
             )
         return tokens, np.concatenate([*learnt, loss_mask[done:]]), runs
 

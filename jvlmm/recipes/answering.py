@@ -48,7 +48,7 @@ def generator_of(
         yield load_generator(
             folder,
             decoder,
-            stage.vision.processor(stage.protocol, stage.length_buckets[-1], folder),
+            stage.vision.processor(stage.protocol, stage.length_buckets[-1], folder, batch_of(stage, mesh)),
             stage.sampling,
             batch_of(stage, mesh),
             stage.pipeline,

@@ -174,7 +174,7 @@ class GRPO:
             processor = Processor(
                 ChatTokenizer.from_pretrained(folder),
                 policy.rollout_config,
-                self.vision.processor(self.style, self.length_buckets[-1], folder),
+                self.vision.processor(self.style, self.length_buckets[-1], folder, self.of_prompt),
                 stack.enter_context(self.vision.decoder()),
             )
             prompts = stack.enter_context(self.stream(examples, processor, seed, rejected, rewarder, rates))

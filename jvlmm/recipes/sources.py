@@ -106,13 +106,20 @@ class VisionOptions:
         """The decoding processes, as a context manager."""
         return Decoder(workers=self.workers, limits=self.limits)
 
-    def processor(self, style: Style, max_length: int, model_dir: Path) -> ProcessorOptions:
-        """What turns examples into sequences of at most `max_length` tokens for that checkpoint."""
+    def processor(
+        self, style: Style, max_length: int, model_dir: Path, batch: BatchOptions | None = None
+    ) -> ProcessorOptions:
+        """What turns examples into sequences of at most `max_length` tokens for that checkpoint.
+
+        With the shapes of a `batch` no row has more patches than its devices' share of the largest bucket.
+        """
+        bounded = batch is not None and batch.patch_buckets
         return ProcessorOptions(
             style=style,
             frames=self.frames,
             pixels=self.pixels,
             max_length=max_length,
+            max_patches=batch.patch_buckets[-1] // batch.shards if bounded else None,
             fit=self.fit,
             coordinates=self.coordinates,
             timestamps=checkpoint_timestamps(model_dir) if self.timestamps is None else self.timestamps,

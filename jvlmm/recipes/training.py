@@ -92,7 +92,7 @@ class SFT:
             processor = Processor(
                 ChatTokenizer.from_pretrained(folder),
                 self.execution(load_config(folder), mesh, jax.default_backend()),
-                self.vision.processor(self.style, self.length_buckets[-1], folder),
+                self.vision.processor(self.style, self.length_buckets[-1], folder, self.batch(mesh)),
                 stack.enter_context(self.vision.decoder()),
             )
             loader = stack.enter_context(

@@ -15,17 +15,21 @@ class FitOptions:
 
     `frames-then-pixels` shows less of them: fewer frames of the videos, by one factor and none below `least_frames`;
     then smaller pictures, the largest first and none below the least pixels of PixelOptions; then fewer frames again,
-    down to two of each video. `strict` refuses the row.
+    down to two of each video. Of a long video no more frames are taken than can be reached by decoding `most_decoded`
+    pixels, which takes some 20 seconds. `strict` refuses the row, and decodes until the deadline.
     """
 
     rule: Literal["frames-then-pixels", "strict"] = "frames-then-pixels"
     least_frames: int = 16  # of a video, for as long as smaller pictures help
+    most_decoded: int = 2**33  # pixels, of the frames taken and of those between them and the key frames before them
 
     def __post_init__(self) -> None:
         if self.rule not in ("frames-then-pixels", "strict"):
             raise ConfigError(f"fit.rule={self.rule!r} is unknown; choose frames-then-pixels or strict")
         if self.least_frames < FRAME_FACTOR:
             raise ConfigError(f"fit.least_frames={self.least_frames} must be at least {FRAME_FACTOR}")
+        if self.most_decoded < 1:
+            raise ConfigError(f"fit.most_decoded={self.most_decoded} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Measured:
     height: int  # pixels of the file; of a file that is stored turned, as stored: a plan is the same for both
     width: int
     times: tuple[float, ...] = ()  # seconds, of the frames that the options ask for; () of an image
+    affordable: int | None = None  # frames that may be taken, where those asked for need too much decoding
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ def asked_plan(medium: Measured, pixels: PixelOptions) -> Plan:
     if not medium.times:
         return Plan(0, pixels.max_pixels)
     return Plan(len(medium.times), video_frame_pixels(len(medium.times), pixels))
+
+
+def affordable_plan(medium: Measured, pixels: PixelOptions) -> Plan:
+    """What the options ask for, but for frames that need too much decoding."""
+    plan = asked_plan(medium, pixels)
+    return plan if medium.affordable is None else replace(plan, frames=medium.affordable)
 
 
 def planned_size(medium: Measured, plan: Plan, pixels: PixelOptions) -> tuple[int, int]:
@@ -99,7 +110,7 @@ def fitted(
         ]
 
     # Frames of one clip look alike more than the details of a frame do, so that they go first.
-    plans = [asked_plan(medium, pixels) for medium in media]
+    plans = [affordable_plan(medium, pixels) for medium in media]
     by_frames = thinned(plans, fit.least_frames)
     if fits(by_frames(0)):
         return tuple(by_frames(_largest(1024, lambda share: fits(by_frames(share)))))

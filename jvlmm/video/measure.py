@@ -3,6 +3,7 @@
 import os
 from contextlib import suppress
 
+import numpy as np
 from PIL import Image
 
 from jvlmm.errors import VideoError
@@ -11,9 +12,9 @@ from jvlmm.video.decode import sample
 from jvlmm.video.fitting import Measured
 from jvlmm.video.frames import MissingFrameError
 from jvlmm.video.limits import DEFAULT_LIMITS, Limits
-from jvlmm.video.sampling import DEFAULT_FRAMES, FrameOptions
+from jvlmm.video.sampling import DEFAULT_FRAMES, FRAME_FACTOR, FrameOptions, spread
 from jvlmm.video.source import exhaustive_source
-from jvlmm.video.timeline import scan_packets
+from jvlmm.video.timeline import Timeline, scan_packets
 
 
 def measure_video(
@@ -22,8 +23,11 @@ def measure_video(
     limits: Limits = DEFAULT_LIMITS,
     start: float | None = None,
     end: float | None = None,
+    most_decoded: int | None = None,
 ) -> Measured:
     """Measure a video; its frames are decoded only where its packets do not tell their times.
+
+    With `most_decoded` pixels it is told how many of the frames asked for can be reached by decoding no more.
 
     Raises VideoError as decoding does.
     """
@@ -37,7 +41,29 @@ def measure_video(
             with exhaustive_source(path, limits, None) as source:
                 timeline = source.timeline
         indices, _ = sample(timeline, frames, start, end)
-        return Measured(height, width, tuple(timeline.times[indices].tolist()))
+        times, frames_of = tuple(timeline.times[indices].tolist()), most_decoded and most_decoded // (height * width)
+        return Measured(height, width, times, None if frames_of is None else affordable(timeline, indices, frames_of))
+
+
+def affordable(timeline: Timeline, indices: np.ndarray, most: int) -> int | None:
+    """How many frames, spread as `indices` are, can be taken by decoding `most`; None where all can.
+
+    Also None where two frames already need more, as in a file without key frames: then fewer spare nothing.
+    """
+
+    def needed(count: int) -> int:
+        wanted = indices[0] + spread(int(indices[-1] - indices[0]) + 1, count)
+        keys = timeline.keyframes[np.maximum(np.searchsorted(timeline.keyframes, wanted, "right") - 1, 0)]
+        before = np.concatenate([[-1], wanted[:-1]])
+        return int((wanted - np.maximum(keys - 1, before)).sum())
+
+    if needed(len(indices)) <= most or needed(FRAME_FACTOR) > most:
+        return None
+    low, high = 1, len(indices) // FRAME_FACTOR
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed(middle * FRAME_FACTOR) <= most else (low, middle - 1)
+    return low * FRAME_FACTOR
 
 
 def measure_image(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Measured:

@@ -141,19 +141,21 @@ class Decoder:
         frames: FrameOptions = DEFAULT_FRAMES,
         start: float | None = None,
         end: float | None = None,
+        most_decoded: int | None = None,
     ) -> Measured:
         """`measure.measure_video` in a worker."""
         if not self._workers:
-            return measure_video(path, frames, self.limits, start, end)
-        found = self._ask("measure_video", path, None, frames=asdict(frames), start=start, end=end)
-        return Measured(found["height"], found["width"], tuple(found["times"]))
+            return measure_video(path, frames, self.limits, start, end, most_decoded)
+        span = {"start": start, "end": end}
+        found = self._ask("measure_video", path, None, frames=asdict(frames), **span, most_decoded=most_decoded)
+        return Measured(**{**found, "times": tuple(found["times"])})
 
     def measure_image(self, path: str | os.PathLike[str]) -> Measured:
         """`measure.measure_image` in a worker."""
         if not self._workers:
             return measure_image(path, self.limits)
         found = self._ask("measure_image", path, None)
-        return Measured(found["height"], found["width"])
+        return Measured(**{**found, "times": ()})
 
     def describe(
         self,

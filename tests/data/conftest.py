@@ -46,7 +46,7 @@ class DrawingDecoder:
         pixels = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, (t, h, w, 3), np.uint8)
         return Clip(pixels, np.arange(t) / 2, np.arange(t), t / 2, 2.0)
 
-    def measure_video(self, path, frames, start, end):
+    def measure_video(self, path, frames, start, end, most_decoded=None):
         name = Path(path).stem
         if name.startswith("broken"):
             raise VideoError(f"{path}: is damaged; fetch it again")
