@@ -11,7 +11,7 @@ from jvlmm.rewards.completion import Completion
 
 
 class Graded(NamedTuple):
-    """What one reward says of one completion; 0 with the reason where it failed."""
+    """What one reward says of one completion; where it failed, the value means nothing and `failure` says why."""
 
     value: float  # finite
     details: Mapping[str, float] = {}  # what a user's function reports beside the reward

@@ -3,7 +3,11 @@
 Each is to be added to the rewards of the groups. Arrays are NumPy; B prompts, G completions of each.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from jvlmm.errors import ConfigError
 
 CORRECT = 0.1  # accuracy above which Video-R1's code takes a completion as correct
 
@@ -70,3 +74,23 @@ def video_r1_length_bonus(
     correct = accuracy > CORRECT
     fitting = (num_tokens >= min_tokens) & (num_tokens <= max_tokens)
     return bonus * (correct & fitting & (correct.sum(-1, keepdims=True) > 1))
+
+
+@dataclass(frozen=True)
+class LengthBonus:
+    """Video-R1's length control, as an option of a group's rollouts: see `video_r1_length_bonus`."""
+
+    min_tokens: int = 320
+    max_tokens: int = 512
+    bonus: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.min_tokens <= self.max_tokens and self.bonus > 0):
+            raise ConfigError(
+                f"group.length_bonus.min_tokens={self.min_tokens}, max_tokens={self.max_tokens}, bonus={self.bonus}: "
+                "need 0 <= min_tokens <= max_tokens and a bonus above 0"
+            )
+
+    def __call__(self, accuracy: np.ndarray, num_tokens: np.ndarray) -> np.ndarray:
+        """float64 [B, G], from accuracies float [B, G] and tokens int [B, G]."""
+        return video_r1_length_bonus(accuracy, num_tokens, self.min_tokens, self.max_tokens, self.bonus)

@@ -32,8 +32,9 @@ class Rewarder:
     def __call__(self, completions: Sequence[Completion], examples: Sequence[Example]) -> RewardTable:
         """The rewards of N completions, each of the example at its place.
 
-        A reward that raises, or returns anything but a finite number, is 0 and listed in `failures`; none stops the
-        run. Raises ValueError where the two differ in number.
+        Where a reward raises, or returns anything but a finite number, its part is NaN and listed in `failures`; so is
+        the total, if the term has a weight: nothing is known of this completion, which is not the same as 0. Raises
+        ValueError where the two differ in number.
         """
         if len(completions) != len(examples):
             raise ValueError(f"{len(completions)} completions of {len(examples)} examples; give each its example")
@@ -46,11 +47,11 @@ class Rewarder:
             graded = bound.grade([completions[row] for row in rows], [examples[row] for row in rows]) if rows else []
             part = np.full(len(examples), np.nan)
             for row, grade in zip(rows, graded, strict=True):
-                part[row] = grade.value
-                total[row] += term.weight * grade.value
+                part[row] = np.nan if grade.failure else grade.value
+                total[row] += term.weight * part[row] if term.weight else 0.0
                 for name, value in grade.details.items():
                     details[f"{term.name}.{name}"][row] = value
-                if np.isnan(accuracy[row]):
+                if np.isnan(accuracy[row]) and not grade.failure:
                     accuracy[row] = _accuracy(term, grade)
             parts[term.name] = part
             failed = [(examples[row].id, g.failure) for row, g in zip(rows, graded, strict=True) if g.failure]

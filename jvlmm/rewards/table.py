@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jvlmm.data.example import Example
+from jvlmm.errors import ConfigError
 
 
 class Failure(NamedTuple):
@@ -20,11 +21,21 @@ class Failure(NamedTuple):
 class RewardTable:
     """Rewards of N completions; every array is float64 [N]."""
 
-    total: np.ndarray  # Σ weight · part over the terms that apply
-    parts: dict[str, np.ndarray]  # by term, unweighted; NaN where it does not apply
+    total: np.ndarray  # Σ weight · part over the terms that apply; NaN where one of them failed
+    parts: dict[str, np.ndarray]  # by term, unweighted; NaN where it does not apply or failed
     accuracy: np.ndarray  # of the first term that judges the answer; NaN where none does
     details: dict[str, np.ndarray]  # TERM.NAME: what users' functions report beside; NaN where they do not
     failures: dict[str, Failure]  # by term; only those that failed
+
+    def require_some(self) -> None:
+        """Raises ConfigError with the reason where there are completions, and not one of them has a reward."""
+        if not self.total.size or not np.isnan(self.total).all():
+            return
+        reasons = "; ".join(f"term {name!r} {failure.reason}" for name, failure in self.failures.items())
+        raise ConfigError(
+            f"rewards: none of the {self.total.size} rollouts of a step could be scored: {reasons}; mend the reward, "
+            "set its weight to 0, or leave the term out"
+        )
 
     @staticmethod
     def joined(tables: "Sequence[RewardTable]") -> "RewardTable":

@@ -20,18 +20,25 @@ class AdvantageEstimator:
         self._moments = TaskMoments()
         self._recent: deque[float] = deque(maxlen=_RECENT)
 
-    def __call__(self, rewards: np.ndarray, tasks: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(advantages float32 [B, G], weights of prompts float32 [B]) of rewards float [B, G], tasks B names."""
+    def __call__(
+        self, rewards: np.ndarray, tasks: list[str], valid: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(advantages float32 [B, G], weights of prompts float32 [B]) of rewards float [B, G], tasks B names.
+
+        `valid` bool [B, G] marks the rollouts that have a reward (None: all): the others are in no mean and no moment,
+        and their advantage is 0.
+        """
+        valid = np.ones(rewards.shape, bool) if valid is None else valid
         objective = self._objective
         weights = np.ones(len(rewards), np.float32)
         if objective.difficulty and self._recent:
-            harder = difficulty(rewards, float(np.mean(self._recent)))
+            harder = difficulty(rewards, float(np.mean(self._recent)), valid)
             weights = np.asarray(difficulty_weights(harder, objective.difficulty))
-        self._recent.extend(float(mean) for mean in rewards.mean(axis=1))
+        self._recent.extend(float(row[of].mean()) for row, of in zip(rewards, valid, strict=True) if of.any())
         if objective.scale == "ema":
-            advantages, self._moments = ema_advantages(rewards, tasks, self._moments, objective.ema_decay)
+            advantages, self._moments = ema_advantages(rewards, tasks, self._moments, objective.ema_decay, valid)
         else:
-            advantages = np.asarray(group_advantages(rewards, objective.scale))
+            advantages = np.asarray(group_advantages(rewards, objective.scale, valid))
         return advantages, weights
 
     def get_state(self) -> dict[str, Any]:

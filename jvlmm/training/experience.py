@@ -14,6 +14,7 @@ from jvlmm.data.prompt_stream import Prompt
 from jvlmm.data.sequence import Sequence
 from jvlmm.errors import ConfigError
 from jvlmm.rewards.completion import Completion
+from jvlmm.rewards.groups import LengthBonus
 from jvlmm.rewards.rewarder import Rewarder
 from jvlmm.rewards.table import RewardTable
 from jvlmm.rollout.engine import Engine
@@ -32,6 +33,7 @@ class GroupOptions:
     resample_rounds: int = 0  # DAPO's dynamic sampling: times that a step may draw prompts for those without a gradient
     skip_truncated: bool = False  # DAPO's overlong filtering: rollouts that the limit on tokens cut are not learnt
     frame_order: FrameOrder | None = None  # T-GRPO: rewards for answers that need the frames in order
+    length_bonus: LengthBonus | None = None  # Video-R1's: for correct answers of a wanted length
     offline: bool = False  # one of each group is the example's own response, where it has one (LUFFY's mixed policy)
 
     def __post_init__(self) -> None:
@@ -49,13 +51,19 @@ class Group:
     features: np.ndarray  # [m, D]
     rollouts: tuple[Rollout, ...]  # G
     texts: tuple[str, ...]  # G
-    rewards: np.ndarray  # float64 [G]
-    parts: dict[str, np.ndarray]  # float64 [G] by term; NaN where the term does not apply
+    rewards: np.ndarray  # float64 [G]; 0 where there is none
+    parts: dict[str, np.ndarray]  # float64 [G] by term; NaN where the term does not apply or failed
+    valid: np.ndarray | None = None  # bool [G]: which have a reward; None: all
+
+    @property
+    def scored(self) -> np.ndarray:
+        """bool [G]: the rollouts that have a reward; the others take part in no mean and are not learnt from."""
+        return np.ones(len(self.rewards), bool) if self.valid is None else self.valid
 
     @property
     def informative(self) -> bool:
         """Whether its rewards differ; else it has no gradient."""
-        return bool(np.ptp(self.rewards) > 0)
+        return bool(self.scored.any() and np.ptp(self.rewards[self.scored]) > 0)
 
     def records(self, step: int) -> Iterator[dict[str, Any]]:
         """Its rollouts, JSON-ready, to be read by people."""
@@ -71,7 +79,7 @@ class Group:
                 "text": text,
                 "tokens": len(rollout.tokens),
                 "finished": rollout.finished,
-                "reward": float(self.rewards[number]),
+                "reward": float(self.rewards[number]) if self.scored[number] else None,
                 "parts": {name: value for name, value in parts.items() if not np.isnan(value)},
             }
 
@@ -101,7 +109,8 @@ class Gatherer:
 
         With `resample_rounds`, prompts from `more()` take the places of those whose rewards are all equal, until there
         are enough others or the rounds have passed; then such remain. `seed` uint32, another one for each step;
-        `progress` in [0, 1], the share of the training that lies behind.
+        `progress` in [0, 1], the share of the training that lies behind. Raises ConfigError with the reason where no
+        rollout has a reward.
         """
         self._progress = progress
         self._seconds = {"tower": 0.0, "reward": 0.0}
@@ -118,7 +127,9 @@ class Gatherer:
         chosen = sorted(groups, key=lambda group: not group.informative)[: len(prompts)]
         spent = {name: seconds - before[name] for name, seconds in self.engine.seconds.items()}
         seconds = {f"seconds/{name}": value for name, value in (self._seconds | spent).items()}
-        metrics = RewardTable.joined(tables).metrics(examples) | rollout_metrics(groups) | seconds
+        scored = RewardTable.joined(tables)
+        scored.require_some()
+        metrics = scored.metrics(examples) | rollout_metrics(groups) | seconds
         return Experience(tuple(chosen), tuple(groups), metrics)
 
     def _round(self, params: Any, prompts: Sized[Prompt], seed: np.uint32) -> tuple[RewardTable, list[Group]]:
@@ -132,10 +143,13 @@ class Gatherer:
         table = self._scored(prompts, rollouts, texts)
         if self.options.frame_order is not None:
             table = self._with_order_bonus(params, prompts, table, seed)
-        rewards = table.total.reshape(len(prompts), -1)
+        if self.options.length_bonus is not None:
+            table = self._with_length_bonus(table, rollouts)
+        valid = ~np.isnan(table.total.reshape(len(prompts), -1))
+        rewards = np.where(valid, table.total.reshape(valid.shape), 0.0)
         by_prompt = {name: part.reshape(rewards.shape) for name, part in table.parts.items()}
         groups = [
-            Group(*of, {name: part[row] for name, part in by_prompt.items()})
+            Group(*of, {name: part[row] for name, part in by_prompt.items()}, valid[row])
             for row, of in enumerate(
                 zip(prompts, features, map(tuple, rollouts), map(tuple, texts), rewards, strict=True)
             )
@@ -187,19 +201,29 @@ class Gatherer:
         total, parts = table.total + np.nan_to_num(bonus), {**table.parts, "frame_order": bonus}
         return replace(table, total=total, parts=parts, failures=failures)
 
+    def _with_length_bonus(self, table: RewardTable, rollouts) -> RewardTable:
+        """With Video-R1's part, `length_bonus`."""
+        tokens = np.array([[len(rollout.tokens) for rollout in row] for row in rollouts])
+        bonus = self.options.length_bonus(table.accuracy.reshape(tokens.shape), tokens).ravel()
+        return replace(table, total=table.total + bonus, parts={**table.parts, "length_bonus": bonus})
+
 
 def rollout_metrics(groups: Sized[Group]) -> dict[str, float]:
     """Means over the rollouts drawn: lengths in tokens, shares, entropy of the sampler in nats a token.
 
     Of rollouts that another policy wrote, their share of all and their mean reward.
     """
-    every = [pair for group in groups for pair in zip(group.rollouts, group.rewards, strict=True)]
-    rollouts = [rollout for rollout, _ in every if not rollout.offline]
-    offline = [reward for rollout, reward in every if rollout.offline]
-    of_others = {"offline": len(offline) / len(every), "reward_offline": float(np.mean(offline))} if offline else {}
+    every = [pair for group in groups for pair in zip(group.rollouts, group.rewards, group.scored, strict=True)]
+    rollouts = [rollout for rollout, *_ in every if not rollout.offline]
+    offline = [reward if scored else np.nan for rollout, reward, scored in every if rollout.offline]
+    rewarded = [reward for reward in offline if not np.isnan(reward)]
+    of_others = {"offline": len(offline) / len(every)} if offline else {}
+    of_others |= {"reward_offline": float(np.mean(rewarded))} if rewarded else {}
+    compared = [group.rewards[group.scored] for group in groups if group.scored.sum() > 1]
     lengths = np.array([len(rollout.tokens) for rollout in rollouts])
     return {
-        "reward_std": float(np.mean([group.rewards.std(ddof=1) for group in groups])),
+        "reward_std": float(np.mean([rewards.std(ddof=1) for rewards in compared])) if compared else 0.0,
+        "without_reward": float(np.mean([not scored for *_, scored in every])),
         "equal_groups": float(np.mean([not group.informative for group in groups])),
         "groups_drawn": float(len(groups)),
         "response_tokens": float(lengths.mean()),

@@ -156,7 +156,8 @@ class PolicyStep:
                 for b in batches
             ]
             rewards = rewards - self.objective.beta * np.concatenate(of_rows)[: len(groups)]
-        advantages, weights = self.estimator(rewards, [group.prompt.example.question_type for group in groups])
+        tasks, valid = [group.prompt.example.question_type for group in groups], np.stack([g.scored for g in groups])
+        advantages, weights = self.estimator(rewards, tasks, valid)
         return [
             _with_advantages(batch, advantages[k : k + rows], weights[k : k + rows])
             for batch, k in zip(batches, range(0, len(groups), rows), strict=True)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jvlmm.rewards.groups import temporal_bonus, video_r1_length_bonus, video_r1_temporal_bonus
+from jvlmm.errors import ConfigError
+from jvlmm.rewards.groups import LengthBonus, temporal_bonus, video_r1_length_bonus, video_r1_temporal_bonus
 
 NAN = float("nan")
 
@@ -30,3 +31,11 @@ def test_video_r1_pays_for_length_where_two_are_correct():
     accuracy = np.array([[1.0, 0.5, 1.0, 0.0], [1.0, 0.1, 0.0, NAN]])
     tokens = np.array([[320, 512, 513, 400], [400, 400, 400, 400]])
     np.testing.assert_allclose(video_r1_length_bonus(accuracy, tokens), [[0.2, 0.2, 0, 0], [0, 0, 0, 0]])
+
+
+def test_the_length_bonus_is_an_option():
+    accuracy, tokens = np.array([[1.0, 1.0, 0.0]]), np.array([[3, 9, 3]])
+    np.testing.assert_allclose(LengthBonus(2, 4, 0.5)(accuracy, tokens), [[0.5, 0, 0]])
+    for wrong in ((5, 4, 0.5), (-1, 4, 0.5), (2, 4, 0.0)):
+        with pytest.raises(ConfigError, match="group.length_bonus.min_tokens="):
+            LengthBonus(*wrong)

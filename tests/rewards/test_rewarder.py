@@ -84,7 +84,7 @@ def test_completions_and_examples_must_match_in_number():
         (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero .*test_rewarder.py, line"),
     ],
 )
-def test_a_reward_that_fails_is_0_counted_and_named(monkeypatch, result, reason):
+def test_a_reward_that_fails_is_none_counted_and_named(monkeypatch, result, reason):
     def failing(completion, example):
         if example.question_type != "colour":
             return 1
@@ -94,8 +94,10 @@ def test_a_reward_that_fails_is_0_counted_and_named(monkeypatch, result, reason)
 
     monkeypatch.setitem(registry.REWARDS, "failing", failing)
     table = rewards_of(RewardTerm("mine", "failing"), RewardTerm("form", "format"))([say("B")] * 3, QUESTIONS)
-    np.testing.assert_array_equal(table.parts["mine"], [0, 1, 0])
-    np.testing.assert_array_equal(table.total, [1, 2, 1])
+    np.testing.assert_array_equal(table.parts["mine"], [math.nan, 1, math.nan])
+    np.testing.assert_array_equal(table.total, [math.nan, 2, math.nan])
+    assert table.metrics(QUESTIONS)["reward"] == 2 and table.metrics(QUESTIONS)["reward/mine"] == 1
+    table.require_some()
     assert list(table.failures) == ["mine"] and table.failures["mine"].count == 2
     with pytest.raises(AssertionError, match="^example 'q1': .*" + reason):
         raise AssertionError(table.failures["mine"].reason)
@@ -167,3 +169,17 @@ def test_the_rewards_are_cheap_to_import():
         "import sys, jvlmm.rewards.rewarder; print({'jax', 'torch', 'nltk', 'jiwer', 'rouge_score'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_a_term_without_weight_may_fail(monkeypatch):
+    monkeypatch.setitem(registry.REWARDS, "failing", lambda completion, example: None)
+    table = rewards_of(RewardTerm("mine", "failing", 0.0), RewardTerm("form", "format"))([say("B")], QUESTIONS[:1])
+    assert table.total.tolist() == [1.0] and table.failures["mine"].count == 1
+
+
+def test_where_nothing_could_be_scored_the_reason_is_said(monkeypatch):
+    monkeypatch.setitem(registry.REWARDS, "failing", lambda completion, example: 1 / (example.id == ""))
+    table = rewards_of(RewardTerm("mine", "failing"), RewardTerm("form", "format"))([say("B")] * 3, QUESTIONS)
+    with pytest.raises(ConfigError, match="none of the 3 rollouts.*term 'mine' example 'q1': ZeroDivisionError"):
+        table.require_some()
+    make_rewarder(RewardOptions())([], []).require_some()
