@@ -27,6 +27,27 @@ _TASKS = {  # task: (answer type, question type)
     "temporal-spatial free-form QA": ("text", "spatio-temporal"),
     "visual QA": ("boxes", "visual"),
 }
+_THINK = (
+    "A user asks and you answer: first reason inside <think></think>, then give the answer inside <answer></answer>. "
+)
+_OBJECT_AT_TIME = (
+    "Let the reasoning rest on what the video shows: write every object, person or detail you mention as "
+    "<obj>name</obj><box>[x1,y1,x2,y2]</box>at<t>seconds</t>s. "
+)
+_TIMES = "Write every time in the reasoning as <t>seconds</t>s. "
+SYSTEM = {
+    "visual QA": f"{_THINK}Give each object you name in the reasoning its place as <box>[x1,y1,x2,y2]</box>. "
+    "The answer has the form <obj>name</obj><box>[x1,y1,x2,y2]</box>.",
+    "temporal-spatial free-form QA": f"{_THINK}{_OBJECT_AT_TIME}The answer is plain text without such tags.",
+    "temporal QA": f"{_THINK}Find the period of the video that answers the question. {_TIMES}"
+    "The answer has the form: From <t>start</t>s to <t>end</t>s",
+    "temporal QA (MCQ)": f"{_THINK}Find the period of the video that answers the question, and choose the right "
+    f"option. {_TIMES}The answer has the form: From <t>start</t>s to <t>end</t>s.\nCorrect Option: LETTER",
+    "General video QA MCQ": f"{_THINK}{_OBJECT_AT_TIME}The answer is the letter of the right option alone.",
+    "General video QA Free-form": f"{_THINK}{_OBJECT_AT_TIME}The answer is plain text without such tags.",
+}
+"""What each task asks for, as the release's system prompts do; the wording is ours, the forms are theirs."""
+
 _FOLDERS = (  # where the media of a source lie, by how its name begins
     ("gqa", "gqa"),
     ("TreeVGR", "treevgr/images"),
@@ -105,6 +126,7 @@ def _neutral(row: Any) -> dict[str, Any]:
         "benchmark": "stgr",
         "meta": meta,
         "coordinates": "file" if answer_type == "boxes" else "shares",
+        "system": SYSTEM[task],
     }
     if thought := row.get("reasoning_process"):
         record["response"] = _response(thought, str(row["answer"]))

@@ -17,7 +17,8 @@ _MORE = re.compile(
     r"\s*(?:,?\s*(?:and|or|both)\b|[,/&;+]|和|或|与)\s*(?:option\s+)?[(\[]?[A-Za-z](?!\w)", re.IGNORECASE
 )
 _ANSWER = r"(?:answers?|答案)"
-_OPTION = r"(?:options?|choices?|选项|选择|选)"
+_KIND = r"(?:options?|choices?|sentences?|captions?|descriptions?|statements?)"
+_OPTION = rf"(?:{_KIND}|选项|选择|选)"
 _LEAD = re.compile(
     rf"(?:so|thus|therefore|hence)?,?\s*(?:the|my|a)?\s*(?:(?:correct|right|best|final)\s+)*(?:{_ANSWER}|{_OPTION})\b"
     r"\s*(?:(?:is|are|should be|would be|是|为|应该)\s*)?[:=]?\s*"
@@ -44,24 +45,39 @@ _NOT = re.compile(  # in plain text, and where normalisation has taken the apost
 )
 _THREE_WORDS = 60  # characters
 _LABELLED = re.compile(r"(?<!\w)[(\[]?([A-Z])[)\].:](?!\w)")
-_OWN_LABEL = re.compile(r"\s*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])[.:)])\s*(?=\S)")
+_OWN_LABEL = re.compile(
+    rf"\s*(?:{_KIND}\s+)?(?:\(([A-Za-z]|\d{{1,2}})\)|\[([A-Za-z]|\d{{1,2}})\]|([A-Za-z]|\d{{1,2}})[.:)](?!\d))\s*(?=\S)",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(rf"{_KIND}\s*[(\[]?(\d{{1,2}})[)\]]?(?:[.:)](?!\d)|\s*$)", re.IGNORECASE)  # "Option 1"
+_NUMBER = re.compile(r"[(\[]?(\d{1,2})(?:[)\]]|[.:](?!\d))*(?:\s|$)")
 _UNSPACED = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
 def without_letters(options: Sequence[str]) -> tuple[str, ...]:
-    """The texts of options that bring their letters ("A. red", "(B) blue"); as they are where one lacks its own."""
+    """The texts of options that bring their labels ("A. red", "(B) blue", "Sentence A: red", "1. red"); as they are
+    where one lacks its own.
+    """
     labels = [_OWN_LABEL.match(plain(option)) for option in options]
-    letters = [_letter_of(label) if label else None for label in labels]
-    if len(options) > 26 or letters != list(string.ascii_uppercase[: len(options)]):
+    if len(options) > 26 or None in labels or not _are_labels([_letter_of(label) for label in labels]):
         return tuple(options)
     return tuple(plain(option)[label.end() :] for option, label in zip(options, labels, strict=True))
+
+
+def _are_labels(found: list[str]) -> bool:
+    return found in (list(string.ascii_uppercase[: len(found)]), [str(n + 1) for n in range(len(found))])
 
 
 def read_choice(text: str, options: Sequence[str] = ()) -> Reading:
     """The upper-case letter of the one option that is named; see `parsing.parse_choice`."""
     letters = string.ascii_uppercase[: len(options)] if options else string.ascii_uppercase
-    options = without_letters(options)
-    text = plain(text.strip()).strip().strip("*_`\"'$").strip()
+    bare, text = without_letters(options), plain(text.strip()).strip().strip("*_`\"'$").strip()
+    numbered = _NUMBERED.match(text) if text not in options else None
+    if not numbered and bare != tuple(options) and plain(options[0]).lstrip("( [")[:1].isdigit():
+        numbered = _NUMBER.match(text)  # options that call themselves 1, 2, 3
+    if numbered and 1 <= int(numbered.group(1)) <= len(options):
+        return Reading(letters[int(numbered.group(1)) - 1])
+    options = bare
     normal_options = [normalize_text(option) for option in options]
     whole = _read_part(text, letters, options, normal_options)
     if whole.value or whole.ambiguous:
@@ -104,7 +120,7 @@ def _read_part(text: str, letters: str, options: Sequence[str], normal_options: 
     bare = _BARE.fullmatch(text)
     if bare and bare.group(1).upper() in letters:
         return Reading(bare.group(1).upper())
-    folded = [" ".join(option.casefold().split()) for option in map(plain, options)]
+    folded = [" ".join(option.casefold().rstrip(".!").split()) for option in map(plain, options)]
     same = " ".join(text.casefold().rstrip(".!").split())
     if same and folded.count(same) == 1:  # articles included: "A man" is "a man"
         return Reading(letters[folded.index(same)])

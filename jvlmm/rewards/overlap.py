@@ -23,10 +23,15 @@ def free_form(completion: Completion, example: Example) -> float:
     A text of one word has no pairs of words, so that the right one earns 2/3. ROUGE knows only the letters a to z and
     digits: a gold answer without any is a DataError.
     """
+    return mean_rouge(parsing.extract_answer(completion.text).text, rouge_gold(example))
+
+
+def rouge_gold(example: Example) -> str:
+    """The gold answer, which must have letters a to z or digits: nothing else is a word to ROUGE."""
     gold = gold_text(example)
     if not re.search("[a-z0-9]", gold.lower()):
         raise unusable(example, "a text with letters a to z or digits")
-    return mean_rouge(parsing.extract_answer(completion.text).text, gold)
+    return gold
 
 
 def word_accuracy(prediction: str, gold: str) -> float:

@@ -21,6 +21,8 @@ ANSWER_REWARDS: dict[str, Callable[..., float]] = {
     "ocr": overlap.ocr,
     "free_form": overlap.free_form,
     "strict_or_free_form": grounded.strict_or_free_form,
+    "tagged_span": grounded.tagged_span,
+    "tagged_box": grounded.tagged_box,
     "temporal_iou": grounding.temporal_iou,
     "time_r1_iou": grounding.time_r1_iou,
     "spatial_iou": grounding.spatial_iou,

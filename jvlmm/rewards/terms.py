@@ -21,6 +21,7 @@ class RewardTerm:
     question_types: tuple[str, ...] = ()  # () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the reward
+    meta: tuple[str, ...] = ()  # what the meta of a row must have; () takes all
 
     def __post_init__(self):
         if not (self.weight >= 0 and math.isfinite(self.weight)):
@@ -32,21 +33,33 @@ class RewardTerm:
             bind(self.reward, self.arguments)
 
     def applies(self, example: Example) -> bool:
-        """Whether examples of these types are given the term."""
-        return (not self.question_types or example.question_type in self.question_types) and (
-            not self.answer_types or example.answer_type in self.answer_types
+        """Whether examples of these types, with such meta, are given the term."""
+        return (
+            all(name in example.meta for name in self.meta)
+            and (not self.question_types or example.question_type in self.question_types)
+            and (not self.answer_types or example.answer_type in self.answer_types)
         )
 
 
 PRESETS: dict[str, tuple[RewardTerm, ...]] = {
     "default": (RewardTerm("accuracy", "accuracy", 0.9), RewardTerm("format", "format", 0.1)),  # as LongVILA-R1
     "video-r1": (RewardTerm("accuracy", "video_r1_accuracy"), RewardTerm("format", "video_r1_format")),
-    "visd": (  # arXiv:2605.06094, released code; an unweighted sum
+    "visd": (  # arXiv:2605.06094, released code; an unweighted sum, see `grounded`
         RewardTerm("ans_acc", "strict_or_free_form", answer_types=("mcq", "yesno", "number", "text")),
-        RewardTerm("ans_tiou", "temporal_iou", answer_types=("span",)),
-        RewardTerm("ans_viou", "spatial_iou", answer_types=("boxes",)),
+        RewardTerm("ans_tiou", "tagged_span", answer_types=("span",)),
+        RewardTerm(
+            "ans_tiou_choice", "tagged_span", question_types=("temporal",), answer_types=("mcq",), meta=("window",)
+        ),
+        RewardTerm("ans_viou", "tagged_box", answer_types=("boxes",)),
         RewardTerm("thk_temporal_point", "thought_moments", question_types=("spatio-temporal",)),
         RewardTerm("thk_temporal_segment", "thought_window", answer_types=("span",)),
+        RewardTerm(
+            "thk_temporal_segment_choice",
+            "thought_window",
+            question_types=("temporal",),
+            answer_types=("mcq",),
+            meta=("window",),
+        ),
         RewardTerm("thk_spatial", "thought_objects", question_types=("spatio-temporal",)),
         RewardTerm("thk_box", "thought_box", answer_types=("boxes",)),
         RewardTerm("format", "grounded_format"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jvlmm.data.example import Example
+from jvlmm.data.prompts import lettered
 from jvlmm.errors import ConfigError
 from jvlmm.rewards.completion import Completion
 from jvlmm.rewards.graded import Graded, Grader, one_by_one, read_result, reason
@@ -110,8 +111,30 @@ def _call_verl(function: Callable, completion: Completion, example: Example) -> 
     )
 
 
+_PROBLEM_TYPES = {  # EasyVideoR1's words, by which its reward files choose what to compute
+    "mcq": "multiple choice",
+    "yesno": "boolean",
+    "number": "numerical",
+    "text": "open-ended",
+    "span": "temporal grounding",
+    "boxes": "spatial grounding",
+}
+
+
 def _easyr1_input(completion: Completion, example: Example) -> dict[str, Any]:
+    """EasyR1's three fields, EasyVideoR1's four, and all the row's own; a row's own type and id go before ours."""
+    kinds = {media.type for media in example.media}
+    known = {
+        "data_type": "video" if "video" in kinds else "image" if kinds else "text",
+        "problem_type": _PROBLEM_TYPES.get(example.answer_type),
+        "problem": "\n".join([example.question, *lettered(example)]),
+        "problem_id": example.id,
+        "question_type": example.question_type,
+    }
+    own = {name: value for name, value in example.meta.items() if value is not None}
     return {
+        **known,
+        **own,
         "response": completion.text,
         "response_length": completion.num_tokens,
         "ground_truth": example.answer,

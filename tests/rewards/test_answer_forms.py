@@ -15,6 +15,7 @@ from jvlmm.rewards.scoring import score
 MOVES = ("left", "right", "up", "down")
 COUNTS = ("1", "2", "3", "4")
 LETTERED = ("A. red", "B. blue")
+SENTENCES = ("Sentence A: a cat sits", "Sentence B: a dog runs")
 CROSSED = ("B", "A", "D", "C")
 PEOPLE = ("a man", "a woman")
 YES_NO = ("Yes", "No")
@@ -84,6 +85,19 @@ def test_options_are_read_in_all_forms(text, expected):
         (LETTERED, "blue", "B"),
         (("(A) red", "(B) blue"), "blue", "B"),
         (("A: red", "a) blue"), "A", "A"),  # letters that are no letters of these options stay
+        *((options, "Sentence B: a dog runs", "B") for options in (SENTENCES, ("a cat sits", "a dog runs"))),
+        *((SENTENCES, text, "A") for text in ("Sentence A", "A", "sentence a.", "a cat sits", "Caption A", "Option 1")),
+        (("Caption A: up", "Caption B: down"), "Caption B", "B"),
+        (("Option 1: up", "Option 2: down"), "Option 2", "B"),
+        (("Option 1: up", "Option 2: down"), "Option 2: down", "B"),
+        (("1. up", "2. down"), "2", "B"),
+        (("1. up", "2. down"), "2. down", "B"),
+        (("1. up", "2. down"), "3", None),
+        (("1.5 m", "2.5 m"), "2.5 m", "B"),
+        (MOVES, "Option 2", "B"),
+        (("Option 2", "Option 1"), "Option 1", "B"),
+        (("A dog runs first, then a cat.", "A cat runs first, then a dog."), "A cat runs first, then a dog", "B"),
+        (MOVES, "Option 9", None),
         (CROSSED, "A", "A"),
         (CROSSED, "B", "B"),
         (CROSSED, "A. B", "A"),

@@ -22,6 +22,11 @@ EVIDENCE = [
 ]
 EXAMPLE = Example("e", "Where?", "red", "text", question_type="spatio-temporal", meta={"evidence": EVIDENCE})
 SPAN = Example("s", "When?", "1.0 to 3.0", "span")
+BOX = Example("b", "Where?", "[0, 0, 10, 10]", "boxes", question_type="visual")
+BOTH = Example(
+    "m", "Which?", "B", "mcq", options=("left", "right"), question_type="temporal", meta={"window": [1.0, 3.0]}
+)
+CLAIM = "<obj>dot</obj><box>[1,2,3,4]</box>"
 
 
 def said(thought, answer="red", **options):
@@ -96,11 +101,25 @@ def test_objects_are_judged_at_the_next_key_frame():
 @pytest.mark.parametrize(
     ("text", "example", "value"),
     [
-        ("<think>at <t>1</t>s</think><answer>1 to 3</answer>", SPAN, 1.0),
+        ("<think>at <t>1</t>s and <t>2</t>s</think><answer>1 to 3</answer>", SPAN, 1.0),
+        ("<think>at <t>1</t>s</think><answer>1 to 3</answer>", SPAN, 0.5),
+        ("<think>at 1 s</think><answer><t>1</t>s to <t>3</t>s</answer>", SPAN, 0.5),
+        ("<think>at <t>1</t>s and <t>2</t>s</think> so <answer>1 to 3</answer>", SPAN, 1.0),
+        ("<think>at <t>1</t>s and <t>2</t>s</think><answer>1 to <t>3</answer>", SPAN, 1.0),
         ("<think>at 1 s</think><answer>1 to 3</answer>", SPAN, 0.5),
         ("<think>at <t>1s</think><answer>1 to 3</answer>", SPAN, 0.0),
         ("at <t>1</t>s <answer>1 to 3</answer>", SPAN, 0.0),
-        ("<think>the <obj>dot</obj> at <t>1</t>s</think><answer>red</answer>", EXAMPLE, 1.0),
+        (f"<think>{CLAIM}at<t>1</t>s</think><answer>red</answer>", EXAMPLE, 1.0),
+        (f"<think>{CLAIM}at<t>1</t>s</think><answer>red</answer><answer>", EXAMPLE, 0.0),
+        (f"<think>{CLAIM}<box>at<t>1</t>s</think><answer>red</answer>", EXAMPLE, 0.0),
+        ("<think>the <obj>dot</obj> at <t>1</t>s</think><answer>red</answer>", EXAMPLE, 0.5),
+        (f"<think>{CLAIM}</think><answer>red</answer>", EXAMPLE, 0.5),
+        (f"<think>so</think><answer>{CLAIM}</answer>", BOX, 1.0),
+        ("<think>so</think><answer><obj>red dot</obj><box>[1,2,3,4]</box></answer>", BOX, 0.5),
+        ("<think>so</think><answer><box>[1,2,3,4]</box></answer>", BOX, 0.5),
+        ("<think>so</think><answer>Correct Option: B</answer>", BOTH, 0.5),
+        ("<think><t>1</t>s to <t>2</t>s</think><answer>Correct Option: B</answer>", BOTH, 1.0),
+        ("<think>so</think><answer>B</answer>", replace(BOTH, question_type="general"), 1.0),
         ("<think>the dot</think><answer>red</answer>", EXAMPLE, 0.5),
         ("<think>the dot</think><answer>red</answer>", replace(EXAMPLE, question_type="attribute"), 1.0),
     ],
@@ -120,8 +139,54 @@ def test_the_letter_stands_alone(answer, value):
 def test_the_preset_scores_every_kind_of_question():
     rewarder = make_rewarder(RewardOptions(preset="visd"))
     choice = Example("m", "Which?", "B", "mcq", options=("left", "right"))
-    table = rewarder([said("at <t>1.5</t>s", "1.0 to 2.0"), said("so", "B")], [SPAN, choice])
-    assert table.total.tolist() == pytest.approx([0.5 + 1 + 1, 2.0]) and not table.failures
+    span = said("at <t>1.5</t>s or <t>9</t>s", "From <t>1.0</t>s to <t>2.0</t>s")
+    both = said("<t>1</t>s to <t>2</t>s", "From <t>1.0</t>s to <t>2.0</t>s.\nCorrect Option: (B)")
+    table = rewarder([span, said("so", "B"), both], [SPAN, choice, BOTH])
+    assert table.total.tolist() == pytest.approx([0.5 + 0.5 + 1, 2.0, 1 + 0.5 + 1 + 1]) and not table.failures
+    assert table.accuracy.tolist() == pytest.approx([0.5, 1, 1])
+    rewarder.check(BOTH)
+    with pytest.raises(DataError, match="window is 'soon'"):
+        rewarder.check(replace(BOTH, meta={"window": "soon"}))
     rewarder.check(EXAMPLE)
     with pytest.raises(DataError, match="evidence"):
         rewarder.check(replace(EXAMPLE, meta={}))
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter", "span"),
+    [
+        ("From <t>1</t>s to <t>3</t>s.\nCorrect Option: B", 1, 1),
+        ("From <t>2</t>s to <t>3.0</t>s.\nCorrect Option: [B]", 1, 0.5),
+        ("Correct Option: B", 1, 0),
+        ("Correct Option: B. From <t>1</t>s to <t>3</t>s", 0, 1),
+        ("B", 0, 0),
+        ("From <t>3</t>s to <t>1</t>s.\nCorrect Option: A", 0, 0),
+        ("From 1 s to 3 s.\nCorrect Option: B.", 1, 0),
+        ("From <t>5</t>s to <t>5</t>s.\nCorrect Option: B.", 1, 0),
+    ],
+)
+def test_a_temporal_choice_is_a_letter_and_a_span(answer, letter, span):
+    for text in (answer, f"{answer}</answer><answer>C"):  # the first answer tag counts
+        assert REWARDS["strict_or_free_form"](said("so", text), BOTH) == letter
+        assert REWARDS["tagged_span"](said("so", text), BOTH) == pytest.approx(span)
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("<box>[0, 0, 10, 5]</box>", 0.5),
+        ("<obj>dot</obj><box>[0,0,10,10]</box> or <box>[0,0,1,1]</box>", 1),
+        ("[0,0,10,10]", 0),
+        ("<box>[here]</box>", 0),
+        ("", 0),
+    ],
+)
+def test_the_first_tagged_box_of_the_answer_counts(answer, value):
+    assert REWARDS["tagged_box"](said("so", answer), BOX) == value
+
+
+def test_grounding_without_an_answer_is_worth_nothing():
+    claim = "<obj>red circle</obj><box>[0,0,10,10]</box> at <t>2.0</t>s"
+    for reward, example in ((thought_objects, EXAMPLE), (thought_box, BOX)):
+        assert reward(said(claim), example) == 1
+        assert reward(Completion(f"<think>{claim}</think>", 9), example) == 0

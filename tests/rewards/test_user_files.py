@@ -1,9 +1,12 @@
 """Rewards in users' files: three signatures, and what is refused at the start."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from toy_answers import ask, say
 
+from jvlmm.data.example import Example, Media
 from jvlmm.errors import ConfigError
 from jvlmm.rewards.rewarder import make_rewarder
 from jvlmm.rewards.terms import RewardOptions, RewardTerm
@@ -67,6 +70,44 @@ def test_easyr1_one_at_a_time(write):
     assert set(table.details) == {"mine.format", "mine.accuracy", "mine.length"}
     np.testing.assert_array_equal(table.details["mine.length"], [5, 6])
     assert table.metrics(EXAMPLES)["reward/mine.length"] == 5.5
+
+
+BY_TYPE = """
+REWARD_NAME = "unified"
+REWARD_TYPE = "batch"
+TYPES = ("multiple choice", "numerical", "boolean", "open-ended", "temporal grounding", "spatial grounding")
+
+def compute_score(reward_inputs, format_weight=0.1):
+    scores = []
+    for given in reward_inputs:
+        right = given["problem_type"] in TYPES and given["ground_truth"] in given["response"]
+        expected = {"A": ("video", "Which?\\nA. red\\nB. blue"), "3": ("image", "How many?")}[given["ground_truth"]]
+        fits = (given["data_type"], given["problem"]) == expected and given["hard"] == 1
+        scores.append({"overall": right * fits * given["problem_id"] + format_weight, "accuracy": right})
+    return scores
+"""
+
+
+def test_easyvideor1s_files_get_their_fields_and_all_of_the_meta(write):
+    """A right answer is worth all of it, not the weight of the format alone."""
+    reward = write(BY_TYPE) + ":compute_score"
+    video, image = (Media("video", "v.mp4"),), (Media("image", "i.png"),)
+    examples = [
+        Example("a", "Which?", "A", "mcq", video, ("red", "blue"), meta={"problem_id": 7, "hard": 1}),
+        Example("b", "How many?", "3", "number", image, meta={"problem_id": 8, "hard": 1}),
+        Example("c", "How many?", "3", "text", image, meta={"problem_type": "math", "problem_id": 9, "hard": 1}),
+    ]
+    table = rewarder_of(reward)([say("A"), say("3"), say("3")], examples)
+    np.testing.assert_allclose(table.total, [7.1, 8.1, 0.1])
+    assert not table.failures
+
+
+@pytest.mark.parametrize("media", ["video", "image", None])
+def test_easyr1s_input_of_a_row_without_meta(write, media):
+    path = write('REWARD_TYPE = "sequential"\ndef f(given):\n    return {"overall": KINDS[given["data_type"]]}\n')
+    Path(path).write_text(Path(path).read_text() + 'KINDS = {"video": 1, "image": 2, "text": 3}\n')
+    example = ask("text", "x", media=(Media(media, "m"),) if media else ())
+    assert rewarder_of(path + ":f")([say("x")], [example]).total == {"video": 1, "image": 2, None: 3}[media]
 
 
 def test_easyr1_in_a_batch_of_the_rows_the_term_takes(write):
