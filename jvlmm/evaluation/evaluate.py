@@ -1,6 +1,7 @@
 """Ask every example, score every answer, write every prediction."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,7 @@ from jvlmm.errors import ConfigError
 from jvlmm.evaluation.manifest import manifest_entry
 from jvlmm.evaluation.metrics import summarize
 from jvlmm.evaluation.predictions import Prediction, PredictionWriter
+from jvlmm.judges.free_text import Scorer
 from jvlmm.rewards.scoring import Score, score
 from jvlmm.rollout.answers import Answers
 from jvlmm.rollout.generator import Generator, Response
@@ -24,6 +26,7 @@ def evaluate(
     predictions_path: str | Path,
     protocol: Protocol = "direct",
     unusable: Sequence[Rejected] = (),
+    scorer: Scorer | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_response: Callable[[Response], None] | None = None,
 ) -> dict[str, Any]:
@@ -32,26 +35,41 @@ def evaluate(
     `direct` scores the answer wherever it stands; under `think` an answer counts only inside
     `<think>…</think><answer>…</answer>`. A row that cannot be asked or scored is wrong, and listed with its reason;
     so are the rows of `unusable`, of which no example could be made: their type is `unusable`.
-    `on_progress` is told (rows done, rows in all), `on_response` every response as it comes. Raises DataError where
-    the predictions cannot be written.
+    `scorer` scores free texts otherwise than by equality; predictions it has scored name it. `on_progress` is told
+    (rows done, rows in all), `on_response` every response as it comes. Raises DataError where the predictions cannot be
+    written.
     """
     if protocol not in get_args(Protocol):
         raise ConfigError(f"protocol {protocol!r} is unknown; choose one of {', '.join(get_args(Protocol))}")
+    scorer = scorer or Scorer()
+    scorer.check()
     predictions: dict[int, Prediction] = {}
-    with PredictionWriter(predictions_path) as writer:
-        for row, response in generator.stream(examples):
-            predictions[row] = predict(examples[row], response, protocol)
-            writer.write(row, predictions[row])
-            if on_response:
-                on_response(response)
+    waiting: dict[int, Prediction] = {}
+
+    def write_waiting() -> None:
+        scored = with_free_text(list(waiting.values()), [examples[row] for row in waiting], protocol, scorer)
+        for row, prediction in zip(waiting, scored, strict=True):
+            predictions[row] = prediction
+            writer.write(row, prediction)
             if on_progress:
                 on_progress(len(predictions), len(examples))
+        waiting.clear()
+
+    with PredictionWriter(predictions_path) as writer:
+        for row, response in generator.stream(examples):
+            waiting[row] = predict(examples[row], response, protocol)
+            if on_response:
+                on_response(response)
+            if len(waiting) >= scorer.at_once:
+                write_waiting()
+        write_waiting()
         for row, rejected in enumerate(unusable, start=len(examples)):
             nothing = Example(rejected.id, "", "", "text", question_type="unusable")
             predictions[row] = predict(nothing, Response(rejected.id, error=rejected.message), protocol)
             writer.write(row, predictions[row])
     figures = summarize([predictions[row] for row in sorted(predictions)])
-    return {**figures, "protocol": protocol, "manifest": manifest_entry(generator, protocol)}
+    manifest = manifest_entry(generator, protocol) | {"free_text": scorer.described()}
+    return {**figures, "protocol": protocol, "manifest": manifest}
 
 
 def predict(example: Example, response: Response, protocol: Protocol) -> Prediction:
@@ -88,6 +106,32 @@ def predict(example: Example, response: Response, protocol: Protocol) -> Predict
         latency_s=round(response.latency_s, 4),
         error=error,
     )
+
+
+def with_free_text(
+    predictions: Sequence[Prediction], examples: Sequence[Example], protocol: Protocol, scorer: Scorer
+) -> list[Prediction]:
+    """The predictions with the scorer's value of free texts; one it has no value for is wrong, and says why.
+
+    A response without the form that `think` asks for is worth nothing, and the scorer is not asked.
+    """
+    found = list(predictions)
+    asked = [
+        at
+        for at, (prediction, example) in enumerate(zip(predictions, examples, strict=True))
+        if scorer.name_for(example) and prediction.error is None and (prediction.format_ok or protocol == "direct")
+    ]
+    if not asked:
+        return found
+    values = scorer([predictions[at].raw for at in asked], [examples[at] for at in asked])
+    for at, value in zip(asked, values, strict=True):
+        changed = {"scored_by": scorer.name_for(examples[at])}
+        if isinstance(value, str):
+            changed |= {"score": 0.0, "correct": False, "error": f"{examples[at].id}: {value}"}
+        else:
+            changed |= {"score": value, "correct": value >= scorer.options.threshold}
+        found[at] = replace(found[at], **changed)
+    return found
 
 
 def _scored(example: Example, response: Response, protocol: Protocol) -> tuple[Example, Score]:

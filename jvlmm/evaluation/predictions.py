@@ -41,12 +41,13 @@ class Prediction:
     coordinates: dict[str, str] = field(default_factory=dict)  # of the boxes of `gold` and of `raw`
     times: tuple[tuple[float, ...], ...] = ()  # seconds, of the frames used
     media: tuple[dict[str, Any], ...] = ()  # `Shown` of each: file, sizes in it and as shown, what was left out to fit
+    scored_by: str | None = None  # rouge, a judge or a user's function, where it is not equality that decides
     error: str | None = None
 
     def to_json(self) -> str:
-        """One line of JSON; `error` and `gold_as_answered` only where there are such."""
+        """One line of JSON; `error`, `scored_by` and `gold_as_answered` only where there are such."""
         record = asdict(self)
-        for name in ("error", "gold_as_answered"):
+        for name in ("error", "scored_by", "gold_as_answered"):
             if record[name] is None:
                 del record[name]
         return json_text(record)

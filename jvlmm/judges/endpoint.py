@@ -52,7 +52,16 @@ class EndpointOptions:
     optional: bool = False  # go on without verdicts where nobody answers
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
+        try:
+            parts = urlsplit(self.base_url)
+            _ = parts.port
+        except ValueError:
+            raise ConfigError("judge.base_url is no address; give one such as http://localhost:8000/v1") from None
+        if "@" in parts.netloc or parts.query:  # not shown: it may be a secret
+            raise ConfigError(
+                "judge.base_url holds a user name, password or query; give the address alone, and the key in the "
+                f"environment variable {self.key_variable}"
+            )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"judge.base_url={self.base_url!r} is no http or https address; give one with /v1")
         for name in ("concurrency", "deadline_s", "attempts", "max_tokens"):
@@ -67,6 +76,7 @@ class EndpointJudge:
     """`judge(cases) -> [Verdict | None]`; `failures` counts those that got none by reason, `seconds` all waiting."""
 
     options: EndpointOptions
+    instruction: str = INSTRUCTION
     failures: Counter = field(default_factory=Counter)
     seconds: float = 0.0
 
@@ -146,7 +156,7 @@ class EndpointJudge:
 
     def _body(self, case: Case) -> bytes:
         messages = [
-            {"role": "system", "content": INSTRUCTION},
+            {"role": "system", "content": self.instruction},
             {"role": "user", "content": facts(case)},
         ]
         asked = {"model": self.options.model, "messages": messages, "temperature": 0}

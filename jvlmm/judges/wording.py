@@ -19,6 +19,14 @@ INSTRUCTION = (
 )
 
 
+SCORING_INSTRUCTION = (
+    "You mark one answer to a question about a video, given the true answer. Reply with one JSON object and nothing "
+    'else: {"answer": a number from 0 to 1, 1 where the given answer means the same as the true answer and 0 where it '
+    'does not, "feedback": one sentence that says why}. Other words for the same are right; what the true answer does '
+    "not say is no mistake unless it contradicts it."
+)
+
+
 class Unreadable(Exception):
     """A reply that is no verdict; the message says why."""
 

@@ -12,6 +12,7 @@ from jvlmm.data.batch import abstract_batch
 from jvlmm.data.loader import PipelineOptions
 from jvlmm.data.rejections import Rejections
 from jvlmm.evaluation.evaluate import Protocol, evaluate
+from jvlmm.judges.free_text import Scorer, ScoringOptions
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import for_inference
 from jvlmm.recipes.answering import batch_of, generator_of, mesh_of
@@ -45,6 +46,7 @@ class Evaluate:
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     mesh: MeshOptions | None = None  # of the devices that answer, all of this host; None: the first one
     rules: ShardingRules = field(default_factory=ShardingRules)
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)  # of free texts
     vreason: VReasonOptions | None = None  # steers the answers while they are written
 
     def run(self, run: Run) -> dict[str, Any]:
@@ -63,6 +65,7 @@ class Evaluate:
                 examples,
                 run.workdir / predictions,
                 self.protocol,
+                scorer=Scorer(self.scoring),
                 unusable=rejections.rows,
                 on_progress=lambda done, total: progress(done, total, {}),
                 on_response=None if self.vreason is None else steering,

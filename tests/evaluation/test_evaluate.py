@@ -15,6 +15,7 @@ from jvlmm.data.rejections import Rejected
 from jvlmm.errors import ConfigError, DataError
 from jvlmm.evaluation.evaluate import evaluate
 from jvlmm.evaluation.manifest import fingerprint
+from jvlmm.judges.free_text import Scorer, ScoringOptions
 from jvlmm.rollout.generator import Response
 from jvlmm.rollout.sampling import SamplingOptions
 
@@ -151,3 +152,47 @@ def test_fingerprint_tells_models_apart_and_ignores_sharding():
     mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4])
     sharded = jax.device_put(base["a"], jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))
     assert fingerprint({**base, "a": sharded}) == mark
+
+
+FREE = (
+    Example("a", "What?", "the red circle", "text"),
+    Example("b", "What?", "a dog", "text"),
+    Example("c", "Which?", "B", "mcq", options=("red", "blue")),
+    Example("d", "What?", "a cat", "text"),
+)
+SAID = {"a": "a red circle moves", "b": "dogs", "c": "B", "d": None}
+
+
+@pytest.mark.parametrize(
+    ("scoring", "scores"),
+    [("exact", [0, 0, 1, 0]), ("rouge", [18 / 35, 4 / 9, 1, 0]), ("FILE", [1, 0.25, 1, 0])],
+)
+def test_free_texts_are_scored_as_the_options_say(tmp_path, scoring, scores):
+    """The others are read and compared as ever; a scored prediction names what scored it."""
+    file = tmp_path / "mine.py"
+    file.write_text("def likeness(text, example):\n    return 1.0 if 'circle' in text else 0.25\n")
+    scoring = f"{file}:likeness" if scoring == "FILE" else scoring
+    figures = evaluate(Scripted(SAID), FREE, tmp_path / "p.jsonl", scorer=Scorer(ScoringOptions(scoring)))
+    lines = read(tmp_path / "p.jsonl")
+    assert [line["score"] for line in lines] == pytest.approx(scores)
+    by = None if scoring == "exact" else scoring
+    assert [line.get("scored_by") for line in lines] == [by, by, None, None]
+    assert [line["correct"] for line in lines] == [score >= 0.5 for score in scores]
+    assert figures["manifest"]["free_text"]["text"] == scoring
+
+
+def test_under_think_a_free_text_without_its_form_is_worth_nothing(tmp_path):
+    said = {"a": "the red circle", "b": "<think>so</think><answer>a dog</answer>", "c": "B", "d": "x"}
+    evaluate(Scripted(said), FREE, tmp_path / "p.jsonl", "think", scorer=Scorer(ScoringOptions("rouge")))
+    assert [line["score"] for line in read(tmp_path / "p.jsonl")][:2] == pytest.approx([0, 1])
+
+
+def test_a_function_that_fails_costs_its_rows_alone(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def f(text, example):\n    return {'a': 0.5, 'b': 7}[example.id]\n")
+    figures = evaluate(
+        Scripted(SAID | {"d": "x"}), FREE, tmp_path / "p.jsonl", scorer=Scorer(ScoringOptions(f"{file}:f"))
+    )
+    assert [line["score"] for line in read(tmp_path / "p.jsonl")] == [0.5, 0, 1, 0]
+    reasons = {failed["id"]: failed["error"] for failed in figures["failed"]}
+    assert "gave no value from 0 to 1" in reasons["b"] and "KeyError: 'd'" in reasons["d"]
