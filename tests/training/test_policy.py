@@ -20,8 +20,6 @@ from jvlmm.models.qwen2_5_vl import logits
 from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.objectives.profiles import PROFILES
 from jvlmm.objectives.token_weights import group_divergence, token_weights
-from jvlmm.rewards.groups import LengthBonus
-from jvlmm.rewards.table import Failure
 from jvlmm.rollout.engine import Engine, RolloutOptions
 from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.sampling import SamplingOptions
@@ -290,50 +288,6 @@ def test_frames_are_shuffled_and_nothing_else(prompts):
     else:
         pytest.fail("no seed shuffled the frames")
     assert shuffled.tokens is sequence.tokens and shuffled.positions is sequence.positions
-
-
-def test_rollouts_without_a_reward_leave_the_mean_and_are_not_learnt_from(make, prompts, weights, rewards):
-    """A reward that cannot be computed is not 0: the others are compared with each other alone."""
-
-    class FailingOnFirst:
-        def __call__(self, completions, examples):
-            total = np.tile([np.nan, 1.0, 3.0], len(completions) // 3)
-            total[-3:] = np.nan
-            return replace(rewards("nothing")(completions, examples), total=total)
-
-    state, step = make()
-    step.gatherer.rewarder = FailingOnFirst()
-    experience = step.gatherer.gather(weights, prompts, step.more, 0)
-    batches = step._batches(experience, weights)
-    advantages = np.concatenate([batch.advantages for batch in batches])[: len(prompts)]
-    np.testing.assert_allclose(advantages[:-1], [[0, -(0.5**0.5), 0.5**0.5]] * (len(prompts) - 1), atol=1e-3)
-    assert not advantages[-1].any() and not experience.groups[-1].informative
-    assert experience.metrics["without_reward"] == pytest.approx((len(prompts) + 2) / (3 * len(prompts)))
-    assert experience.metrics["reward"] == 2 and np.isfinite(list(experience.metrics.values())).all()
-    assert [record["reward"] for record in experience.groups[0].records(1)] == [None, 1.0, 3.0]
-
-
-def test_where_no_rollout_of_a_step_has_a_reward_the_run_stops_with_the_reason(make, prompts, weights):
-    state, step = make(reward="failing")
-    table = step.gatherer.rewarder
-
-    def always(completions, examples):
-        scored = table(completions, examples)
-        failures = {"failing": Failure(len(examples), "example 'q': ZeroDivisionError: division by zero")}
-        return replace(scored, total=np.full(len(examples), np.nan), failures=failures)
-
-    step.gatherer.rewarder = always
-    with pytest.raises(ConfigError, match="none of the 12 rollouts.*'failing' example 'q': ZeroDivisionError"):
-        step.gatherer.gather(weights, prompts, step.more, 0)
-
-
-def test_a_bonus_for_length_is_a_part_of_its_own(make, prompts, weights):
-    group = GroupOptions(size=3, length_bonus=LengthBonus(0, 100, 0.5))
-    state, step = make(reward="accuracy", group=group)
-    experience = step.gatherer.gather(weights, prompts, step.more, 0)
-    for of_group in experience.groups:
-        np.testing.assert_array_equal(of_group.parts["length_bonus"], [0.5] * 3)
-        np.testing.assert_array_equal(of_group.rewards, [0.5] * 3)
 
 
 def test_rewards_that_fail_are_counted_and_named(make, prompts):
