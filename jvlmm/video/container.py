@@ -10,7 +10,18 @@ import av
 from av.stream import Disposition
 
 from jvlmm.errors import VideoError
+from jvlmm.video.content import refuse_other_content
 from jvlmm.video.limits import Limits
+
+# The containers that FFmpeg may open. Formats that make it read other files (playlists, image sequences), devices,
+# and text that is drawn (tty, subtitles) are left out on purpose.
+FORMATS = (
+    "mov",  # with mp4, m4v, 3gp
+    "matroska",  # with webm
+    *("avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf", "nut", "ivf", "gif", "apng"),
+    *("h264", "hevc", "av1", "obu", "m4v", "mpegvideo"),  # bare streams
+)
+INPUT_OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 
 
 def one_line(error: BaseException) -> str:
@@ -27,7 +38,12 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
     except VideoError as error:
         message = str(error)
         raise VideoError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from None
-    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:
+    except MemoryError as error:  # FFmpeg's own, too
+        raise VideoError(
+            f"{path}: needs more memory than one file may take; check or re-encode it, take fewer or smaller frames "
+            "or raise limits.max_memory"
+        ) from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: cannot be decoded ({one_line(error)}); check the file or re-encode it") from error
 
 
@@ -51,26 +67,21 @@ def check_file(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def open_container(path: str | os.PathLike[str]) -> Iterator[av.container.InputContainer]:
-    """Open a media file for reading; VideoError where it is none."""
+    """Open a media file of one of `FORMATS` for reading; VideoError where it is none. No other file is read for it."""
     file = check_file(path)
+    refuse_other_content(file)
     try:
         # The file: protocol keeps FFmpeg from reading a name such as "http:x" or "concat:a|b" as anything but a file.
-        container = av.open(f"file:{file}", metadata_errors="replace")
+        container = av.open(f"file:{file}", options=INPUT_OPTIONS, metadata_errors="replace")
+    except av.error.ArgumentError:
+        raise VideoError("is no readable video (of no format that is read); convert it to MP4") from None
     except av.error.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
         reason = error.strerror or "unknown format"
         raise VideoError(f"is no readable video ({reason}); check the file or re-encode it") from None
     with container:
-        if container.format.name == "gif":
-            check_gif_end(file)
         yield container
-
-
-def check_gif_end(file: Path) -> None:
-    """Raise VideoError where a GIF lacks its trailer byte: FFmpeg reads a cut GIF as a shorter one."""
-    with file.open("rb") as stream:
-        stream.seek(-min(file.stat().st_size, 64), os.SEEK_END)
-        if not stream.read().rstrip(b"\0").endswith(b";"):
-            raise VideoError("is cut short (a GIF without its trailer); fetch the file again or re-encode it")
 
 
 def video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
@@ -85,6 +96,8 @@ def open_stream(container: av.container.InputContainer, limits: Limits, index: i
     if context is None:
         raise VideoError(f"stream {stream.index} has an unknown codec; re-encode it, for example to H.264")
     limits.check_size(context.width, context.height)
+    if stream.frames > container.size > 0:
+        raise VideoError(f"claims {stream.frames} frames in {container.size} bytes; check the file or re-encode it")
     context.thread_count = 1  # many files at once beat many threads on one
     return stream
 

@@ -8,15 +8,19 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jvlmm.errors import VideoError
+from jvlmm.video.background import image_to_rgb
 from jvlmm.video.budget import PixelOptions, image_size, video_frame_size
 from jvlmm.video.clip import Clip
 from jvlmm.video.container import check_file, named, one_line, open_container, open_stream
+from jvlmm.video.content import IMAGE_FORMATS, text_kind
 from jvlmm.video.frames import MissingFrameError, pictures
 from jvlmm.video.limits import DEFAULT_LIMITS, Limits
 from jvlmm.video.patches import resize_frames
 from jvlmm.video.sampling import DEFAULT_FRAMES, SAMPLERS, FrameOptions
 from jvlmm.video.source import Source, exhaustive_source, hides_frames, quick_source
+from jvlmm.video.structure import check_structure
 from jvlmm.video.timeline import Timeline
+from jvlmm.video.webp import read_animation, webp_source
 
 
 def decode_video(
@@ -44,9 +48,14 @@ def decode_video(
         return Clip(taken, source.timeline.times[indices], indices, source.timeline.duration, fps, file_size)
 
     with named(path):
+        file = check_file(path)
+        animation = read_animation(file)
+        if animation is not None:
+            return clip(webp_source(file, animation, limits))
         packets = 0
         with open_container(path) as container, suppress(MissingFrameError):
             video = open_stream(container, limits, stream)
+            check_structure(file, container, video)
             source = quick_source(container, video)
             if source is not None:
                 packets = 0 if hides_frames(video) else len(source.timeline)
@@ -78,12 +87,15 @@ def decode_image(
     with named(path):
         file = check_file(path)
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
                 limits.check_size(*image.size)
-                picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
-        except VideoError:
+                picture = image_to_rgb(ImageOps.exif_transpose(image))[None]
+        except (VideoError, MemoryError):
             raise
         except Exception as error:  # Pillow's plugins raise anything on damaged files
+            text = text_kind(file)
+            if text is not None:
+                raise VideoError(f"is no readable image (it is {text}); give a picture") from None
             raise VideoError(f"is no readable image ({one_line(error)}); check the file or re-encode it") from None
         file_size = picture.shape[1:3]
         if pixels:

@@ -8,6 +8,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from jvlmm.errors import VideoError
+from jvlmm.video.background import on_white
 from jvlmm.video.limits import Limits
 from jvlmm.video.orientation import Orientation, frame_orientation
 from jvlmm.video.patches import resize_frames
@@ -110,7 +111,7 @@ def pictures(
         if at is None:
             continue
         limits.check_size(frame.width, frame.height)
-        rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        rgb = to_rgb(reformatter, frame)
         if not result.size:
             orientation = frame_orientation(frame)
             file_size = orientation.size(*rgb.shape[:2])
@@ -121,3 +122,10 @@ def pictures(
         if not place:
             return result, file_size
     raise MissingFrameError(f"frame {min(place)} cannot be decoded")
+
+
+def to_rgb(reformatter: VideoReformatter, frame: av.VideoFrame) -> np.ndarray:
+    """The pixels of a frame as stored: uint8 [H, W, 3]. What is transparent lies on white."""
+    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+        return on_white(reformatter.reformat(frame, format="rgba", threads=1).to_ndarray())
+    return reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()

@@ -8,16 +8,26 @@ from jvlmm.errors import ConfigError, VideoError
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds checked before any pixel is decoded, and the deadline of one file in a worker process."""
+    """Bounds checked before any pixel is decoded, and what one file may take of a worker process."""
 
-    deadline_s: float = 30.0  # wall-clock seconds for one file; a worker that takes longer is killed
+    deadline_s: float = 30.0  # processor seconds of a worker for one file, whatever else the host does meanwhile
+    wall_deadline_s: float = 900.0  # seconds by the clock for one file, for reads that never end
+    max_memory: int = 2**31  # bytes of a worker process, with the frames it hands back
     max_frames: int = 1024  # frames taken from one video
     max_pixels: int = 7680 * 4320  # width x height of one decoded frame or image
     max_side: int = 16_384  # width or height of one decoded frame or image
     max_clip_pixels: int = 2**30  # width x height x frames handed back, after resizing: 3 bytes each
 
     def __post_init__(self) -> None:
-        for name in ("deadline_s", "max_frames", "max_pixels", "max_side", "max_clip_pixels"):
+        for name in (
+            "deadline_s",
+            "wall_deadline_s",
+            "max_memory",
+            "max_frames",
+            "max_pixels",
+            "max_side",
+            "max_clip_pixels",
+        ):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"limits.{name}={getattr(self, name)} must be positive and finite")
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from jvlmm.errors import VideoError
 from jvlmm.video.container import check_file, named, one_line, open_container, open_stream
+from jvlmm.video.content import IMAGE_FORMATS, text_kind
 from jvlmm.video.decode import sample
 from jvlmm.video.fitting import Measured
 from jvlmm.video.frames import MissingFrameError
@@ -15,6 +16,7 @@ from jvlmm.video.limits import DEFAULT_LIMITS, Limits
 from jvlmm.video.sampling import DEFAULT_FRAMES, FRAME_FACTOR, FrameOptions, spread
 from jvlmm.video.source import exhaustive_source
 from jvlmm.video.timeline import Timeline, scan_packets
+from jvlmm.video.webp import read_animation, webp_source
 
 
 def measure_video(
@@ -32,6 +34,11 @@ def measure_video(
     Raises VideoError as decoding does.
     """
     with named(path):
+        animation = read_animation(check_file(path))
+        if animation is not None:
+            timeline = webp_source(check_file(path), animation, limits).timeline
+            indices, _ = sample(timeline, frames, start, end)
+            return Measured(animation.height, animation.width, tuple(timeline.times[indices].tolist()))
         timeline = None
         with open_container(path) as container, suppress(MissingFrameError):
             stream = open_stream(container, limits)
@@ -71,10 +78,13 @@ def measure_image(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS)
     with named(path):
         file = check_file(path)
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
                 limits.check_size(*image.size)
                 return Measured(image.height, image.width)
-        except VideoError:
+        except (VideoError, MemoryError):
             raise
         except Exception as error:  # Pillow's plugins raise anything on damaged files
+            text = text_kind(file)
+            if text is not None:
+                raise VideoError(f"is no readable image (it is {text}); give a picture") from None
             raise VideoError(f"is no readable image ({one_line(error)}); check the file or re-encode it") from None

@@ -9,9 +9,11 @@ from PIL import Image
 
 from jvlmm.errors import VideoError
 from jvlmm.video.container import check_file, named, open_container, open_stream, video_streams
+from jvlmm.video.content import IMAGE_FORMATS
 from jvlmm.video.limits import DEFAULT_LIMITS, Limits
 from jvlmm.video.orientation import Orientation, frame_orientation
 from jvlmm.video.timeline import promised_duration
+from jvlmm.video.webp import Animation, read_animation
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,16 @@ class MediaInfo:
 def probe(path: str | os.PathLike[str], stream: int | None = None, limits: Limits = DEFAULT_LIMITS) -> MediaInfo:
     """Read the headers, and the first frame of the chosen stream for its rotation. Raises VideoError with one line."""
     with named(path):
-        return probe_image(path, limits) if is_still_image(path) else probe_video(path, stream, limits)
+        if is_still_image(path):
+            return probe_image(path, limits)
+        animation = read_animation(check_file(path))
+        return probe_animation(path, animation, limits) if animation else probe_video(path, stream, limits)
 
 
 def is_still_image(path: str | os.PathLike[str]) -> bool:
     """Whether Pillow knows the file as a picture that does not move."""
     try:
-        with Image.open(check_file(path)) as image:
+        with Image.open(check_file(path), formats=IMAGE_FORMATS) as image:
             return getattr(image, "n_frames", 1) == 1
     except VideoError:
         raise
@@ -72,7 +77,7 @@ def is_still_image(path: str | os.PathLike[str]) -> bool:
 
 def probe_image(path: str | os.PathLike[str], limits: Limits) -> MediaInfo:
     """A still image, from its header."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=IMAGE_FORMATS) as image:
         limits.check_size(*image.size)
         orientation = EXIF_ORIENTATIONS.get(image.getexif().get(EXIF_ORIENTATION_TAG, 1), Orientation())
         stored, kind, mode = image.size, image.format or "image", image.mode
@@ -94,6 +99,38 @@ def probe_image(path: str | os.PathLike[str], limits: Limits) -> MediaInfo:
         duration=0.0,
         codec=codec,
         pixel_format=mode,
+    )
+
+
+def probe_animation(path: str | os.PathLike[str], animation: Animation, limits: Limits) -> MediaInfo:
+    """An animated WebP, from its chunks."""
+    limits.check_size(animation.width, animation.height)
+    only = StreamInfo(
+        index=0,
+        type="video",
+        codec="webp",
+        width=animation.width,
+        height=animation.height,
+        fps=animation.fps,
+        frames=len(animation.durations),
+        pixel_format="rgba",
+        duration=sum(animation.durations) / 1000,
+    )
+    return MediaInfo(
+        path=os.fspath(path),
+        kind="video",
+        format="webp",
+        streams=(only,),
+        stream=0,
+        width=animation.width,
+        height=animation.height,
+        rotation=0,
+        mirrored=False,
+        fps=animation.fps,
+        frames=len(animation.durations),
+        duration=only.duration,
+        codec="webp",
+        pixel_format="rgba",
     )
 
 

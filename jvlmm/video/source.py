@@ -58,9 +58,16 @@ def read_small(container: av.container.InputContainer, stream: av.VideoStream) -
     context = stream.codec_context
     if not 0 < stream.frames * context.width * context.height <= SMALL_VIDEO:
         return None
-    frames = list(container.decode(stream))
-    if len(frames) == stream.frames:
-        return frames
+    frames: list[av.VideoFrame] = []
+    room = SMALL_VIDEO
+    for frame in container.decode(stream):
+        room -= frame.width * frame.height
+        if room < 0 or len(frames) == stream.frames:  # the header lies: keep no more of what may be large
+            break
+        frames.append(frame)
+    else:
+        if len(frames) == stream.frames:
+            return frames
     container.seek(0)
     return None
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from jvlmm.errors import VideoError
 
+CUT_ANYWHERE = ("mpegts", "mpeg")  # recordings: they begin inside a group of pictures, and no header tells their end
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -44,10 +46,13 @@ def scan_packets(container: av.container.InputContainer, stream: av.VideoStream)
     stamps: list[int | None] = []
     keys: list[int | None] = []
     packets = last_duration = 0
+    cut_anywhere = container.format.name in CUT_ANYWHERE
     for packet in container.demux(stream):
         packets += packet.size > 0
-        if packet.size == 0 or packet.is_discard:
+        if packet.size == 0 or packet.is_discard or (cut_anywhere and not keys and not packet.is_keyframe):
             continue
+        if packet.is_corrupt:
+            raise VideoError("is damaged: a packet is not whole; fetch the file again or re-encode it")
         stamps.append(packet.pts)
         last_duration = packet.duration or last_duration
         if packet.is_keyframe:
@@ -57,6 +62,8 @@ def scan_packets(container: av.container.InputContainer, stream: av.VideoStream)
     invented = container.format.name == "avi" and stream.codec_context.has_b_frames  # AVI stores no presentation times
     if invented or not stamps or None in stamps or len(set(stamps)) != len(stamps):
         return None
+    if cut_anywhere:  # pictures shown before the first key frame need those before it, which are not there
+        stamps = [stamp for stamp in stamps if stamp >= keys[0]]
     pts = np.array(sorted(stamps), np.int64)
     keyframes = np.searchsorted(pts, np.array(sorted(keys) or pts[:1], np.int64))
     timeline = build_timeline(stream, pts, keyframes, last_duration)
@@ -102,7 +109,9 @@ def check_complete(
     container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline, packets: int
 ) -> None:
     """Raise VideoError where the header promises frames that the file no longer holds."""
-    promised = promised_duration(container, stream)
+    if container.format.name in CUT_ANYWHERE:
+        return
+    promised = promised_duration(container, stream, float(timeline.pts[0] * timeline.time_base))
     slack = 2 / timeline.fps + 0.1
     fewer = stream.frames == 0 or packets < stream.frames
     if fewer and promised is not None and timeline.duration < promised - slack:
@@ -111,14 +120,26 @@ def check_complete(
         )
 
 
-def promised_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
-    """Seconds the header gives this stream; None where it does not say."""
+def promised_duration(
+    container: av.container.InputContainer, stream: av.stream.Stream, start: float | None = None
+) -> float | None:
+    """Seconds the header gives this stream; None where it does not say.
+
+    Matroska tells when a stream ends. `start` is when it begins, in seconds of the file's clock; by default as FFmpeg
+    guesses it from the first packets.
+    """
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     tag = stream.metadata.get("DURATION", "")
     try:
         hours, minutes, seconds = (float(part) for part in tag.split(":"))
-        return hours * 3600 + minutes * 60 + seconds
+        told = hours * 3600 + minutes * 60 + seconds
     except ValueError:
-        alone = len(container.streams) == 1 and container.duration is not None
-        return container.duration / av.time_base if alone else None
+        if len(container.streams) > 1 or container.duration is None:
+            return None
+        told = container.duration / av.time_base
+    if "matroska" not in container.format.name:
+        return told
+    if start is None:
+        start = float((stream.start_time or 0) * (stream.time_base or 0))
+    return told - start

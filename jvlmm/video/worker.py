@@ -1,7 +1,9 @@
 """The program of a decoding process: answers one request after another until the other end closes."""
 
+import resource
 import signal
 import socket
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -28,8 +30,8 @@ def serve(descriptor: int) -> None:
                 request = receive(connection)
             except (EOFError, OSError):
                 return
-            signal.setitimer(signal.ITIMER_REAL, 2 * request["limits"]["deadline_s"] + 1)
             path = request["path"]
+            confine(Limits(**request["limits"]))
             try:
                 answer = FUNCTIONS[request.pop("kind")](**options(request))
             except VideoError as error:
@@ -38,11 +40,26 @@ def serve(descriptor: int) -> None:
                 reason = f"{type(error).__name__}: {one_line(error)}"
                 send(connection, {"error": f"{path}: cannot be decoded ({reason}); check the file or re-encode it"})
             else:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 if isinstance(answer, Clip):
                     send_clip(connection, answer)
                 else:
                     send(connection, {"record": asdict(answer) if isinstance(answer, Measured) else answer})
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def confine(limits: Limits) -> None:
+    """Bound this process for one request: its memory, and by timers whose signals end it its time.
+
+    Processor time counts towards the deadline, so that a busy host changes no outcome; the clock is for reads that
+    never end, and for a parent that forgets the process.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    with suppress(ValueError, OSError):  # a smaller hard limit holds anyway
+        resource.setrlimit(resource.RLIMIT_DATA, (limits.max_memory, hard))
+    signal.setitimer(signal.ITIMER_PROF, limits.deadline_s)
+    signal.setitimer(signal.ITIMER_REAL, 2 * limits.wall_deadline_s + 1)
 
 
 def options(fields: dict[str, Any]) -> dict[str, Any]:

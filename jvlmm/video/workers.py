@@ -2,6 +2,7 @@
 
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -51,32 +52,31 @@ class Worker:
             receive(ours, time.monotonic() + START_SECONDS)
         except (EOFError, OSError) as error:
             raise JvlmmError(
-                f"video decoding process does not start ({self.stop() or error}); check that {sys.executable} "
+                f"video decoding process does not start ({_ending(self.stop()) or error}); check that {sys.executable} "
                 "can import jvlmm, or set workers=0 for files you trust"
             ) from None
 
-    def stop(self) -> str:
-        """Kill the process, if there is one, and say how it ended."""
+    def stop(self) -> int:
+        """Kill the process, if there is one, and return its exit status, -N where signal N ended it."""
         process, connection = self.process, self.connection
         self.process = self.connection = None
         if connection is not None:
             connection.close()
         if process is None:
-            return ""
+            return 0
         try:
-            status = process.wait(0.2)  # at a closed connection an idle process ends by itself
+            return process.wait(0.2)  # at a closed connection an idle process ends by itself
         except subprocess.TimeoutExpired:
             process.kill()
-            status = process.wait()
-        return f"signal {-status}" if status < 0 else f"exit status {status}"
+            return process.wait()
 
     def ask(self, request: dict[str, Any]) -> Clip | dict[str, Any]:
         """Run one request; VideoError where it fails, takes too long or takes the process down."""
         if self.process is None or self.process.poll() is not None:
             self.stop()
             self.start()
-        path, seconds = request["path"], request["limits"]["deadline_s"]
-        deadline = time.monotonic() + seconds
+        path, limits = request["path"], request["limits"]
+        deadline = time.monotonic() + limits["wall_deadline_s"]
         try:
             send(self.connection, request)
             reply = receive(self.connection, deadline)
@@ -86,10 +86,19 @@ class Worker:
         except TimeoutError:
             self.stop()
             raise VideoError(
-                f"{path}: not decoded within {seconds:g} s; cut or re-encode it, or raise limits.deadline_s"
+                f"{path}: not decoded within {limits['wall_deadline_s']:g} s by the clock; check that its disk answers "
+                "or raise limits.wall_deadline_s"
             ) from None
         except (EOFError, OSError):
-            raise VideoError(f"{path}: crashes the decoder ({self.stop()}); check the file or re-encode it") from None
+            status = self.stop()
+            if status == -signal.SIGPROF:
+                raise VideoError(
+                    f"{path}: not decoded within {limits['deadline_s']:g} s of processor time; cut or re-encode it, "
+                    "or raise limits.deadline_s"
+                ) from None
+            raise VideoError(
+                f"{path}: crashes the decoder ({_ending(status)}); check the file or re-encode it"
+            ) from None
         except VideoError:
             raise
         except BaseException:  # an interrupt leaves half a message behind
@@ -97,12 +106,16 @@ class Worker:
             raise
 
 
+def _ending(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+
 class Decoder:
     """Decodes videos and images in `workers` processes; any number of threads may call it at once.
 
-    A file that takes longer than `limits.deadline_s`, or takes its process down, costs only itself: VideoError, and
-    the process is replaced. With `workers=0` decoding runs in the calling process without a deadline: only for files
-    one made oneself.
+    A file that takes more time or memory than `limits` gives it, or takes its process down, costs only itself:
+    VideoError, and where need be the process is replaced. With `workers=0` decoding runs in the calling process
+    without bounds of time and memory: only for files one made oneself.
     """
 
     def __init__(self, workers: int = 1, limits: Limits = DEFAULT_LIMITS) -> None:

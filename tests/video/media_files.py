@@ -73,3 +73,19 @@ def write_audio(path: Path, seconds: float = 0.5) -> Path:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def claim_samples(path: Path, count: int) -> Path:
+    """Make a small MP4 of one chunk claim so many samples: its tables are of constant size, however many they tell."""
+    data = bytearray(path.read_bytes())
+
+    def put(box: bytes, offset: int, value: int) -> None:
+        at = data.index(box) + 4 + offset  # after the box's name: version and flags, then its fields
+        data[at : at + 4] = value.to_bytes(4, "big")
+
+    put(b"stts", 8, count)
+    put(b"stsz", 4, 1)  # bytes of every sample
+    put(b"stsz", 8, count)
+    put(b"stsc", 12, count)  # samples of the first chunk
+    path.write_bytes(data)
+    return path
