@@ -24,17 +24,25 @@ from jvlmm.models.config import ModelConfig
 class PipelineOptions:
     """Host-side parallelism, of each process."""
 
-    num_threads: int = 2  # that process examples; decoding happens in the decoder's processes
-    read_ahead: int = 16  # examples processed before they are needed
+    num_threads: int | None = None  # that process examples; None: one more than the decoder has processes, or two
+    read_ahead: int | None = None  # examples processed before they are needed; None: those of two steps
     prefetch: int = 2  # batches collated before they are needed
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_threads < 1 or self.read_ahead < 1 or self.prefetch < 0:
+        given = [number for number in (self.num_threads, self.read_ahead) if number is not None]
+        if any(number < 1 for number in given) or self.prefetch < 0:
             raise ConfigError(
                 f"pipeline.num_threads={self.num_threads}, read_ahead={self.read_ahead}, prefetch={self.prefetch}: "
                 "need num_threads >= 1, read_ahead >= 1, prefetch >= 0"
             )
+
+    def read_options(self, workers: int, step: int) -> grain.ReadOptions:
+        """For a decoder of so many processes, and steps of so many examples. The order is the same for all numbers."""
+        threads = self.num_threads or max(workers + 1, 2)
+        return grain.ReadOptions(
+            num_threads=threads, prefetch_buffer_size=self.read_ahead or max(2 * step, 2 * threads, 16)
+        )
 
 
 DEFAULT_PIPELINE = PipelineOptions()
@@ -127,7 +135,15 @@ def make_loader(
         options = replace(options, held=share.parts[share.mine])
     rejections = Rejections(rejected_path)
     batches = _grouped(
-        stream, processor.training, options, processor.config, rejections, pipeline, len(examples), share
+        stream,
+        processor.training,
+        options,
+        config=processor.config,
+        rejections=rejections,
+        pipeline=pipeline,
+        workers=processor.workers,
+        epoch=len(examples),
+        share=share,
     )
     fingerprint = {"examples": len(examples), "seed": seed, "files": data_fingerprint(examples)}
     return Loader(iter(batches), rejections, fingerprint, share)
@@ -140,10 +156,12 @@ def eval_batches(
     config: ModelConfig,
     rejections: Rejections,
     pipeline: PipelineOptions = DEFAULT_PIPELINE,
+    workers: int = 1,
 ) -> Iterator[tuple[Batch, tuple[int, ...]]]:
     """Every example once, as (Batch, indices into `examples` of its rows); the last of a bucket comes short.
 
-    `process` is `Processor.prompt` or `Processor.training`. Examples it refuses are found in `rejections`.
+    `process` is `Processor.prompt` or `Processor.training`, whose decoder has so many `workers`. Examples it refuses
+    are found in `rejections`.
     Raises ConfigError for packed batches, whose rows are not those of single examples.
     """
     if options.pack:
@@ -151,7 +169,18 @@ def eval_batches(
     if not len(examples):
         return
     stream = grain.MapDataset.source(examples)
-    batches = iter(_grouped(stream, process, options, config, rejections, pipeline, epoch=len(examples) + 1))
+    batches = iter(
+        _grouped(
+            stream,
+            process,
+            options,
+            config=config,
+            rejections=rejections,
+            pipeline=pipeline,
+            workers=workers,
+            epoch=len(examples) + 1,
+        )
+    )
     try:
         for grouped in batches:
             yield grouped.batch, grouped.positions
@@ -166,6 +195,7 @@ def _grouped(
     config: ModelConfig,
     rejections: Rejections,
     pipeline: PipelineOptions,
+    workers: int,
     epoch: int,
     share: Share | None = None,
 ) -> grain.IterDataset:
@@ -179,6 +209,6 @@ def _grouped(
     def attempt(example: Example) -> Sequence | Rejected:
         return attempted(example, prepare)
 
-    read = grain.ReadOptions(num_threads=pipeline.num_threads, prefetch_buffer_size=pipeline.read_ahead)
+    read = pipeline.read_options(workers, options.batch_size)
     batches = GroupedBatches(stream.map(attempt), read, options, config, rejections, epoch, share)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=pipeline.prefetch)

@@ -114,6 +114,11 @@ class Processor:
         self._measured = lru_cache(_MEASURED)(self._measure)
         self.decoder = decoder
 
+    @property
+    def workers(self) -> int:
+        """Files that are decoded at one time, beside the threads that ask; 0 where those decode themselves."""
+        return getattr(self.decoder, "workers", 0)
+
     def prompt(self, example: Example) -> Sequence:
         """The question after the turns before it, ending with the header of the assistant's turn; nothing to learn."""
         return self._sequence(example)

@@ -75,7 +75,7 @@ class PromptStream:
         stream = grain.MapDataset.source(examples)
         if pipeline.shuffle:
             stream = stream.shuffle(seed=seed)
-        read = grain.ReadOptions(num_threads=pipeline.num_threads, prefetch_buffer_size=pipeline.read_ahead)
+        read = pipeline.read_options(processor.workers, number)
         self._items = iter(stream.repeat(None).map(attempt).to_iter_dataset(read))
 
     def __iter__(self) -> "PromptStream":

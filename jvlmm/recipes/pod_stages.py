@@ -59,7 +59,6 @@ def policy_7b(
             frames=FrameOptions(fps=2.0, max_frames=max_frames),
             pixels=PixelOptions(video_max_pixels=tokens_of_frames * PIXELS),
             timestamps=timestamps,
-            workers=8,
             patch_buckets=patches,
         ),
         feature_bytes=64 * 2**30,

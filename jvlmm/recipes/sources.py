@@ -97,7 +97,7 @@ class VisionOptions:
     coordinates: Coordinates | None = None  # of the boxes in answers; None: as the model's family writes them
     timestamps: str | None = None  # see ProcessorOptions; None: as the checkpoint asks
     text_after_media: TextAfterMedia = DEFAULT_TEXT_AFTER_MEDIA  # see positions.mrope_positions
-    workers: int = 1  # decoding processes; 0 decodes in this one, for files that are trusted
+    workers: int | None = None  # decoding processes; None: one a usable core; 0 decodes here, for files one trusts
     cache_bytes: int = 0  # host memory for patches of files read again
     patch_buckets: tuple[int, ...] = ()  # patches of a batch; (): as many as there are
     fold: bool = False  # all media are of one size: attention needs no gathers

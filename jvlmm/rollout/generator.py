@@ -140,7 +140,7 @@ class Generator:
     def stream(self, examples: Sequence[Example]) -> Iterator[tuple[int, Response]]:
         """(index into `examples`, response) as they come: by batch, those that failed in between."""
         prepare, rejections = _Preparation(self.processor), Rejections(None)
-        arguments = (prepare, self.batch, self.config, rejections, self.pipeline)
+        arguments = (prepare, self.batch, self.config, rejections, self.pipeline, self.processor.workers)
         told: list[int] = []
 
         def failed() -> Iterator[tuple[int, Response]]:

@@ -22,6 +22,7 @@ from jvlmm.video.sampling import DEFAULT_FRAMES, FrameOptions
 from jvlmm.video.wire import receive, receive_clip, send
 
 START_SECONDS = 60.0
+MOST_WORKERS = 16  # unless more are asked for: each may take `limits.max_memory`
 # A plain interpreter instead of multiprocessing: the child never imports the caller's main module, nor JAX with it.
 PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from jvlmm.video.worker import serve; serve(int(sys.argv[1]))"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -106,6 +107,13 @@ class Worker:
             raise
 
 
+def usable_cores() -> int:
+    """Number of cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _ending(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit status {status}"
 
@@ -118,10 +126,14 @@ class Decoder:
     without bounds of time and memory: only for files one made oneself.
     """
 
-    def __init__(self, workers: int = 1, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, workers: int | None = 1, limits: Limits = DEFAULT_LIMITS) -> None:
+        """With `workers=None` there are as many as this process may use cores, up to `MOST_WORKERS`."""
+        if workers is None:
+            workers = min(usable_cores(), MOST_WORKERS)
         if workers < 0:
             raise ValueError(f"workers={workers} must not be negative")
         self.limits = limits
+        self.workers = workers
         self._closed = False
         self._workers = [Worker() for _ in range(workers)]
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()  # the last one used is the warmest

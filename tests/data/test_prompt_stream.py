@@ -1,6 +1,8 @@
 """Prompts in a shuffled, endless order that resumes exactly, without those that cannot be used."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -171,3 +173,29 @@ def test_a_check_that_raises_what_nobody_foresaw_costs_its_row(stream, examples)
     rejections = Rejections(None)
     assert "e3" not in ids(stream(examples, rejections=rejections, check=check), 8)
     assert rejections.reasons == {"e3": "e3: unexpected OverflowError: int too large to convert to float"}
+
+
+@pytest.mark.parametrize("workers", [1, 6])
+def test_threads_follow_the_decoder_and_two_steps_are_read_ahead(drawing, workers):
+    """Six decoding processes were served by two threads, and a quarter of a step was read ahead."""
+    ready, seen = threading.Barrier(workers), []
+
+    class Counting(drawing.decoder):
+        def video(self, path, *arguments, **named):
+            if len(seen) < workers:
+                ready.wait(20)  # passes where so many files are asked for at one time
+            seen.append(path)
+            return super().video(path, *arguments, **named)
+
+    decoder = Counting()
+    decoder.workers = workers
+    examples = [drawing.example(number) for number in range(200)]
+    arguments = examples, drawing.processor(decoder), OPTIONS, 12, 0, Rejections(None), accept
+    with PromptStream(*arguments) as stream:
+        first = next(stream)[1]
+        end = time.monotonic() + 20
+        while len(seen) < 3 * 12 and time.monotonic() < end:
+            time.sleep(0.01)
+    assert len(seen) >= 3 * 12, "the step that is taken, and the two after it"
+    with PromptStream(*arguments, PipelineOptions(num_threads=1, read_ahead=1)) as plain:
+        assert next(plain)[1] == first

@@ -163,3 +163,35 @@ def test_the_callers_main_module_is_not_imported_again(video, tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.splitlines() == ["main runs", "(4, 64, 96, 3)"], done.stderr
+
+
+def test_workers_follow_the_usable_cores_unless_they_are_set(monkeypatch):
+    for cores, workers in ((3, 3), (200, 16)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        with Decoder(workers=None) as decoder:
+            assert decoder.workers == len(decoder._workers) == workers
+    with Decoder(workers=20) as decoder:
+        assert decoder.workers == 20
+
+
+def test_the_deadline_counts_processor_time(video):
+    """A process that is stopped for a while, as on a loaded host, answers all the same."""
+    with Decoder(workers=1, limits=Limits(deadline_s=1.0)) as decoder:
+        expected = decoder.video(video, FOUR)
+        pid = decoder._workers[0].process.pid
+        os.kill(pid, signal.SIGSTOP)
+        timer = threading.Timer(2.0, os.kill, (pid, signal.SIGCONT))
+        timer.start()
+        clip = decoder.video(video, FOUR)
+        timer.join()
+        assert np.array_equal(clip.frames, expected.frames)
+        assert decoder._workers[0].process.pid == pid
+
+
+def test_the_clock_ends_reads_that_never_end(video):
+    with Decoder(workers=1, limits=Limits(wall_deadline_s=1.0)) as decoder:
+        decoder.video(video, FOUR)
+        os.kill(decoder._workers[0].process.pid, signal.SIGSTOP)
+        with pytest.raises(VideoError, match="not decoded within 1 s by the clock"):
+            decoder.video(video, FOUR)
+        assert decoder.video(video, FOUR).frames.shape == (4, 64, 96, 3)
