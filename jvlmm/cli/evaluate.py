@@ -25,7 +25,11 @@ def add_parser(verbs: Any) -> None:
         "--root", metavar="DIR", default="", help="holds the media of a JSONL file (default: its folder)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="the first N examples only")
-    parser.add_argument("--out", metavar="DIR", default="runs/eval", help="for predictions/ (default: runs/eval)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="for results.json and predictions/ (default: a new folder in runs/eval that names model and data)",
+    )
     add_vreason(parser)
     add_overrides(parser, "options of the stage, such as vision.frames.fps=1 batch_size=16 sampling.max_tokens=512")
 
@@ -42,10 +46,9 @@ def run(args: argparse.Namespace) -> Result | None:
 
 def evaluate(args: argparse.Namespace) -> Result:
     """The figures and where the predictions lie."""
-    from pathlib import Path
-
-    from jvlmm.config import apply_overrides, naming_options
+    from jvlmm.config import apply_overrides, naming_options, to_json
     from jvlmm.data.processor_files import checkpoint_pixels
+    from jvlmm.evaluation.results import claim_directory, give_back, write_results
     from jvlmm.recipes.evaluating import Evaluate
     from jvlmm.recipes.recipe import Run
     from jvlmm.recipes.sources import Source, VisionOptions
@@ -61,11 +64,15 @@ def evaluate(args: argparse.Namespace) -> Result:
         vision=VisionOptions(pixels=checkpoint_pixels(args.model)),
         vreason=asked(args),
     )
-    out = Path(args.out)
     stage = apply_overrides(stage, args.overrides)
-    with naming_options(stage):
-        result = stage.run(Run(out, seed=0))
-    return {**result["evaluation"], "predictions": str(out / result["path"])}
+    out = claim_directory(args.out, args.model, args.data, to_json(stage))
+    try:
+        with naming_options(stage):
+            result = stage.run(Run(out, seed=0))
+        results = write_results(out, {stage.name: result["evaluation"]})
+    finally:
+        give_back(out)
+    return {**result["evaluation"], "predictions": str(out / result["path"]), "results": str(results)}
 
 
 def show(result: Result) -> None:
@@ -79,3 +86,4 @@ def show(result: Result) -> None:
     for failure in result["failed"]:
         print(f"failed: {failure['error']}")
     print(f"every answer: {result['predictions']}")
+    print(f"figures by question and answer type: {result['results']}")

@@ -32,6 +32,7 @@ def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
     Groups are `overall`, every question type, and `mcq`: all multiple choice pooled. A failed row counts as wrong in
     `accuracy` and as 0 in `tiou` and `box_iou`; `accuracy_of_answered` leaves failed rows out of the denominator.
+    `question_types` and `answer_types` tell all of one type in one place.
     """
     groups: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
@@ -43,6 +44,8 @@ def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:
     answered = {name: sum(p.error is None for p in group) for name, group in groups.items()}
     written = [p for p in predictions if p.error is None]
     return {
+        "question_types": _by_type(predictions, "question_type"),
+        "answer_types": _by_type(predictions, "answer_type"),
         "accuracy": {name: correct[name] / len(group) for name, group in groups.items()},
         "interval": {name: wilson_interval(correct[name], len(group)) for name, group in groups.items()},
         "accuracy_of_answered": {name: correct[name] / n if n else None for name, n in answered.items()},
@@ -56,6 +59,26 @@ def summarize(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "output_tokens": _mean(p.output_tokens for p in written),
         "failed": [{"id": p.id, "error": p.error} for p in predictions if p.error is not None],
     }
+
+
+def _by_type(predictions: Sequence[Prediction], field: str) -> dict[str, dict[str, Any]]:
+    """Figures of each type: n, failed, accuracy with its 95 % interval over all and over the answered, mean score."""
+    types: dict[str, list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        types[getattr(prediction, field)].append(prediction)
+    figures = {}
+    for name, group in sorted(types.items()):
+        correct, answered = sum(p.correct for p in group), sum(p.error is None for p in group)
+        figures[name] = {
+            "n": len(group),
+            "failed": len(group) - answered,
+            "accuracy": correct / len(group),
+            "interval": wilson_interval(correct, len(group)),
+            "accuracy_of_answered": correct / answered if answered else None,
+            "interval_of_answered": wilson_interval(correct, answered),
+            "score": fmean(p.score for p in group),
+        }
+    return figures
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -14,6 +14,7 @@ import jax
 from jvlmm import __version__
 from jvlmm.config import apply_overrides, config_diff, naming_options, to_json
 from jvlmm.errors import ConfigError, JvlmmError
+from jvlmm.evaluation.results import write_results
 from jvlmm.json_text import json_text
 from jvlmm.recipes.fitting import check_memory
 from jvlmm.recipes.recipe import Recipe, Run, Stage, load_recipe
@@ -56,6 +57,8 @@ def run_recipe(
     for number, stage in enumerate(recipe.stages, start=1):
         results[stage.name] = run_stage(stage, Run(folder, recipe.seed, results), f"[{number}/{len(recipe.stages)}]")
     evaluations = {name: result["evaluation"] for name, result in results.items() if "evaluation" in result}
+    if jax.process_index() == 0:
+        write_results(folder, evaluations)
     return {"workdir": str(folder), "evaluations": evaluations, "stages": results}
 
 
