@@ -9,7 +9,10 @@ from jvlmm.data.records import read_examples
 from jvlmm.data.stgr import read_stgr
 from jvlmm.errors import DataError
 from jvlmm.rewards.claims import key_frames
+from jvlmm.rewards.completion import Completion
 from jvlmm.rewards.gold import gold_boxes, gold_span
+from jvlmm.rewards.rewarder import make_rewarder
+from jvlmm.rewards.terms import RewardOptions
 
 ROWS = [
     {
@@ -134,3 +137,17 @@ def test_a_file_that_is_none_is_refused(tmp_path, content, reason):
         path.write_text(content)
     with pytest.raises(DataError, match=reason):
         read_stgr(path, tmp_path)
+
+
+def test_each_task_brings_a_system_text_that_asks_for_its_form_and_the_preset_rewards_that_form(tmp_path):
+    """An answer in the form that is asked for earns all that the preset gives for answer and format."""
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    examples = {example.id: example for example in read_stgr(tmp_path / "rows.json", tmp_path).examples}
+    both = examples["which and when"]
+    assert all("<think>" in example.system and "<answer>" in example.system for example in examples.values())
+    assert "Correct Option: LETTER" in both.system and "Correct Option" not in examples["choice"].system
+    assert "</box>at<t>" in examples["where and when"].system and "<box>" not in examples["when"].system
+    said = "<think>From <t>2.0</t>s on, to <t>3.5</t>s.</think>"
+    answer = "<answer>From <t>2.0</t>s to <t>3.5</t>s.\nCorrect Option: A</answer>"
+    table = make_rewarder(RewardOptions("visd"))([Completion(said + answer, 9)], [both])
+    assert table.total.tolist() == [4.0] and not table.failures
