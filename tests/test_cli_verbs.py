@@ -1,6 +1,7 @@
 """Each verb on real files, with a small random model: what it prints as JSON and what it leaves on disk."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,25 @@ def test_generate_takes_files_in_the_order_given_within_the_budget_of_the_checkp
     assert 2 < first["visual_tokens"] <= 4 + 2
     assert 1 <= len(first["tokens"]) <= 3
     assert result(*arguments, "--image", picture, "pixels.max_pixels=12544")["visual_tokens"] > 4
+
+
+def test_a_checkpoint_says_how_to_sample_where_it_is_asked(model, dataset, tmp_path, result):
+    folder = shutil.copytree(model, tmp_path / "model")
+    stated = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.9}
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | stated))
+    asked = ["generate", "--model", str(folder), "What moves?", "sampling.max_tokens=6"]
+    given = ["sampling.temperature=0.7", "sampling.top_k=50", "sampling.repetition_penalty=1.9"]
+    own = result(*asked, "sampling.from_checkpoint=true")["tokens"]
+    assert own == result(*asked, *given)["tokens"] != result(*asked)["tokens"]
+    overridden = ["sampling.temperature=0", "sampling.repetition_penalty=1"]
+    assert result(*asked, "sampling.from_checkpoint=true", *overridden)["tokens"] == result(*asked)["tokens"]
+    figures = result(
+        *("eval", "--model", str(folder), "--data", dataset, "--limit", "1", "--out", str(tmp_path / "out")),
+        *("sampling.max_tokens=2", "sampling.from_checkpoint=true", "vision.frames.num_frames=4"),
+    )
+    sampling = figures["manifest"]["sampling"]
+    assert (sampling["temperature"], sampling["top_k"], sampling["repetition_penalty"]) == (0.7, 50, 1.9)
 
 
 def test_an_adapter_is_merged_for_generate_and_eval(model, dataset, tmp_path, result, failure):

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from jvlmm.cli.options import MediaOptions
+from jvlmm.cli.options import MediaOptions, names_set
 from jvlmm.cli.verb import Result
 from jvlmm.config import apply_overrides, naming_options
 from jvlmm.data.example import Media
@@ -13,6 +13,7 @@ from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps
 from jvlmm.recipes.steering import off_message
 from jvlmm.rollout.checkpoint import generate_answer
 from jvlmm.rollout.control import PLAIN
+from jvlmm.rollout.generation_config import checkpoint_sampling
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.test_time.vreason import VReasonOptions
 from jvlmm.test_time.vreason_controller import VReason
@@ -63,7 +64,7 @@ def answer(
             question,
             decoder,
             processor=processor,
-            sampling=options.sampling,
+            sampling=checkpoint_sampling(options.sampling, model, names_set(overrides, "sampling")),
             control=control,
             adapter=adapter,
         )

@@ -46,12 +46,16 @@ def run(args: argparse.Namespace) -> Result | None:
 
 def evaluate(args: argparse.Namespace) -> Result:
     """The figures and where the predictions lie."""
+    from dataclasses import replace
+
+    from jvlmm.cli.options import names_set
     from jvlmm.config import apply_overrides, naming_options, to_json
     from jvlmm.data.processor_files import checkpoint_pixels
     from jvlmm.evaluation.results import claim_directory, give_back, write_results
     from jvlmm.recipes.evaluating import Evaluate
     from jvlmm.recipes.recipe import Run
     from jvlmm.recipes.sources import Source, VisionOptions
+    from jvlmm.rollout.generation_config import checkpoint_sampling
     from jvlmm.training.host_memory import keep_freed_memory_on_cpu
 
     keep_freed_memory_on_cpu()
@@ -65,6 +69,8 @@ def evaluate(args: argparse.Namespace) -> Result:
         vreason=asked(args),
     )
     stage = apply_overrides(stage, args.overrides)
+    sampling = checkpoint_sampling(stage.sampling, args.model, names_set(args.overrides, "sampling"))
+    stage = replace(stage, sampling=sampling)
     out = claim_directory(args.out, args.model, args.data, to_json(stage))
     try:
         with naming_options(stage):

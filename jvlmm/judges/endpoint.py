@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import queue
+import re
 import tempfile
 import threading
 import time
@@ -36,6 +37,16 @@ class _Failed(Exception):
         self.again = again
 
 
+def without_secrets(url: str) -> str:
+    """Returns an address without user name, password, query and fragment, in which keys are handed over.
+
+    All before the last @ counts as user name and password, which may hold any character.
+    """
+    scheme = re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", url)
+    start = scheme[0] if scheme else ""
+    return start + re.split(r"[?#]", url.removeprefix(start).rpartition("@")[2], maxsplit=1)[0]
+
+
 @dataclass(frozen=True)
 class EndpointOptions:
     """Where to ask, how many cases at once, and how long all of them may take."""
@@ -52,18 +63,21 @@ class EndpointOptions:
     optional: bool = False  # go on without verdicts where nobody answers
 
     def __post_init__(self) -> None:
+        shown = without_secrets(self.base_url)
+        if shown != self.base_url:
+            # Options are written to config.json and the manifest: what must not be shown is not accepted.
+            raise ConfigError(
+                f"judge.base_url, the address {shown!r}, holds a user name, password or query, which are never sent; "
+                f"give the address alone, and the key in the environment variable {self.key_variable} "
+                "(judge.key_variable)"
+            )
         try:
             parts = urlsplit(self.base_url)
-            _ = parts.port
-        except ValueError:
-            raise ConfigError("judge.base_url is no address; give one such as http://localhost:8000/v1") from None
-        if "@" in parts.netloc or parts.query:  # not shown: it may be a secret
-            raise ConfigError(
-                "judge.base_url holds a user name, password or query; give the address alone, and the key in the "
-                f"environment variable {self.key_variable}"
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"judge.base_url={self.base_url!r} is no http or https address; give one with /v1")
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # of a port that is no number, or brackets that do not close
+            valid = False
+        if not valid:
+            raise ConfigError(f"judge.base_url={shown!r} is no http or https address; give one with /v1")
         for name in ("concurrency", "deadline_s", "attempts", "max_tokens"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"judge.{name}={getattr(self, name)} must be above 0")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -93,7 +93,8 @@ class Evaluate:
         if media and self.vreason is not None:
             visual = self.vision.patch_buckets[-1] // config.vision.spatial_merge_size**2 // self.batch_size
             control = VReason(self.vreason).planned(self.length_buckets[-1], min(visual, self.length_buckets[-1]))
-        generation = AbstractGeneration(config, batch, self.sampling, mesh, self.rules, frame or 0, control)
+        sampling = replace(self.sampling, from_checkpoint=False)  # whose values a plan does not depend on
+        generation = AbstractGeneration(config, batch, sampling, mesh, self.rules, frame or 0, control)
         lengths = np.full(self.batch_size, self.length_buckets[-1])
         further = self.sampling.max_tokens - 1
         patches = self.vision.patch_buckets[-1] if media else 0

@@ -112,6 +112,12 @@ class GRPO:
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0:
             raise ConfigError("sampling.temperature=0: greedy rollouts are all alike; set a temperature, usually 1")
+        if self.sampling.penalties or self.sampling.from_checkpoint:
+            name = (*self.sampling.penalties, "from_checkpoint")[0]
+            raise ConfigError(
+                f"sampling.{name}={getattr(self.sampling, name)}: rollouts are drawn from the policy itself, whose "
+                "log-probs the update computes again without penalties; leave penalties off and from_checkpoint=false"
+            )
         if self.sampling.seed:
             raise ConfigError(
                 f"sampling.seed={self.sampling.seed} has no effect on rollouts, which follow the seed of the stage; "

@@ -84,7 +84,7 @@ class CompareSteering:
             Progress(self.name, show=()) as progress,
         ):
             for number in range(self.seeds):  # methods take turns, so that a machine's drift meets all of them
-                sampling = replace(self.sampling, seed=self.sampling.seed + number)
+                sampling = replace(generator.options, seed=self.sampling.seed + number)
                 for method in self.methods:
                     steered = generator.steered(control_of(method, options), sampling)
                     runs[method].append(

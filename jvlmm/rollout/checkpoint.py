@@ -17,6 +17,7 @@ from jvlmm.models.execution import for_inference, on_mesh
 from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.models.qwen2_5_vl import params_on_mesh
 from jvlmm.rollout.control import PLAIN, Controller
+from jvlmm.rollout.generation_config import checkpoint_sampling
 from jvlmm.rollout.generator import Generator, Response
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.sharding.rules import ShardingRules
@@ -46,6 +47,7 @@ def load_generator(
     if mesh is not None:
         config = on_mesh(config, mesh, rules)
     tokenizer = ChatTokenizer.from_pretrained(model_dir)
+    sampling = checkpoint_sampling(sampling, model_dir)
     ready = Processor(tokenizer, config, processor, decoder)
     shardings = None
     if config.rules is not None:

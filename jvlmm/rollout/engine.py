@@ -189,7 +189,8 @@ class _Pool:
         sequences, features = zip(*((asked.sequence, asked.features) for asked in fresh.values()), strict=True)
         given = with_features(sequences, features, engine.batch, engine.config, readers)
         with engine.devices.in_use():
-            prompts = read(self._params, engine.config, *engine.devices.put(given))
+            penalized = bool(self._static.penalties)
+            prompts = read(self._params, engine.config, *engine.devices.put(given), penalized=penalized)
             if self._slots is None:
                 width = min(engine.options.slots, max(asked.samples for asked in fresh.values()))
                 columns = self._static.max_tokens

@@ -12,11 +12,12 @@ import numpy as np
 
 from jvlmm.data.batch import Batch
 from jvlmm.data.positions import next_position
+from jvlmm.errors import ConfigError
 from jvlmm.models import qwen2_5_vl
 from jvlmm.models.cache import KVCache, cache_axes
 from jvlmm.models.config import ModelConfig
 from jvlmm.rollout.control import PLAIN, Controller, Prompts
-from jvlmm.rollout.sampling import SamplingOptions, sample
+from jvlmm.rollout.sampling import History, SamplingOptions, sample, tokens_seen
 from jvlmm.sharding.rules import constrained, row_axes
 
 STOP_CHECK_INTERVAL = 32  # tokens decoded on the device between two looks for stop strings on the host
@@ -47,6 +48,7 @@ class DecodeState:
     step: jax.Array  # int32 [], columns written
     cache: KVCache
     control: Any = ()  # the controller's state
+    history: History | None = None  # of what was drawn, where penalties look at it
 
 
 def axes_of(state: DecodeState, control: Controller) -> DecodeState:
@@ -92,7 +94,14 @@ def generate(
 
 
 def traced_options(options: SamplingOptions) -> SamplingOptions:
-    """What the programs depend on of `options`, and nothing else: `max_tokens` is that of a bucket."""
+    """What the programs depend on of `options`, and nothing else: `max_tokens` is that of a bucket.
+
+    Raises ConfigError where a checkpoint has still to say how to sample.
+    """
+    if options.from_checkpoint:
+        raise ConfigError(
+            "sampling.from_checkpoint=true has not been read from a checkpoint; resolve it with checkpoint_sampling"
+        )
     bucket = max(_SMALLEST_BUCKET, 1 << (options.max_tokens - 1).bit_length())
     return replace(options, max_tokens=bucket, stop=(), seed=0)
 
@@ -122,14 +131,24 @@ def start(
         step=jnp.int32(0),
         cache=cache,
         control=controlled,
+        history=_history(config, batch.tokens, in_prompt, options),
     )
     return _drawn(config, state, logits, options, banned, control)
+
+
+def _history(config: ModelConfig, tokens, in_prompt, options: SamplingOptions) -> History | None:
+    """Of prompts alone; None where no penalty looks at it."""
+    if not options.penalties:
+        return None
+    prompt = tokens_seen(tokens, in_prompt, config.text.vocab_size)
+    return History(prompt, jnp.zeros(prompt.shape, jnp.int32))
 
 
 def _drawn(config: ModelConfig, state: DecodeState, logits, options, banned, control) -> DecodeState:
     """The state after the next token of every row, by its logits [B, V]; finished rows get a pad."""
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.step)
-    drawn, log_probs = sample(step_keys, logits, banned, options)
+    drawn, log_probs = sample(step_keys, logits, banned, options=options, history=state.history)
+    history = None if state.history is None else state.history.with_drawn(drawn, ~state.finished)
     drawn = jnp.where(state.finished, config.tokens.pad, drawn)
     log_probs = jnp.where(state.finished, 0.0, log_probs)
     ended = jnp.isin(drawn, jnp.array(config.tokens.eos, jnp.int32))
@@ -139,6 +158,7 @@ def _drawn(config: ModelConfig, state: DecodeState, logits, options, banned, con
         lengths=state.lengths + ~state.finished,
         finished=state.finished | ended,
         step=state.step + 1,
+        history=history,
     )
     return constrained(state, config.rules, axes_of(state, control))
 

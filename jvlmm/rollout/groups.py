@@ -16,7 +16,7 @@ from jvlmm.data.positions import next_position
 from jvlmm.models import qwen2_5_vl
 from jvlmm.models.cache import GroupCache, Stores, cache_axes
 from jvlmm.models.config import ModelConfig
-from jvlmm.rollout.sampling import SamplingOptions, sample
+from jvlmm.rollout.sampling import History, SamplingOptions, sample, tokens_seen
 from jvlmm.sharding.rules import ShardingRules, constrained, row_axes
 
 
@@ -28,6 +28,7 @@ class ReadPrompts:
     valid: jax.Array  # bool [n, P]
     hidden: jax.Array  # [n, D], of the last token
     next_position: jax.Array  # int32 [n]
+    seen: jax.Array | None = None  # bool [n, V], the tokens it holds, where penalties look at them
 
 
 @flax.struct.dataclass
@@ -44,6 +45,8 @@ class Slots:
     tokens: jax.Array  # int32 [B, G, T]
     log_probs: jax.Array  # float32 [B, G, T], as `sampling.sample` gives them
     entropies: jax.Array  # float32 [B, G, T] in nats, at temperature 1
+    prompt_seen: jax.Array | None = None  # bool [B, V], as in ReadPrompts
+    counts: jax.Array | None = None  # int32 [B, G, V], of each token in the completion, where penalties look at them
 
 
 def axes_of(slots: Slots) -> Slots:
@@ -56,9 +59,12 @@ def _laid_out(slots: Slots, rules: ShardingRules | None) -> Slots:
     return constrained(slots, rules, axes_of(slots))
 
 
-@partial(jax.jit, static_argnames=("config",))
-def read(params, config: ModelConfig, batch: Batch, features: jax.Array | None) -> ReadPrompts:
-    """Run right-padded prompts, whose visual features [M, D] the tower has made before."""
+@partial(jax.jit, static_argnames=("config", "penalized"))
+def read(params, config: ModelConfig, batch: Batch, features: jax.Array | None, penalized: bool = False) -> ReadPrompts:
+    """Run right-padded prompts, whose visual features [M, D] the tower has made before.
+
+    `penalized`: their tokens are kept for penalties of what is drawn.
+    """
     rows = batch.tokens, batch.positions, batch.segment_ids, batch.visual_index
     hidden, kept = qwen2_5_vl.read_prompts(params, config, *rows, features)
     valid = batch.segment_ids > 0
@@ -69,6 +75,7 @@ def read(params, config: ModelConfig, batch: Batch, features: jax.Array | None) 
         valid=valid,
         hidden=jnp.take_along_axis(hidden, last, axis=1)[:, 0],
         next_position=next_position(batch.positions, lengths),
+        seen=tokens_seen(batch.tokens, valid, config.text.vocab_size) if penalized else None,
     )
 
 
@@ -107,6 +114,8 @@ def empty_slots(like: ReadPrompts, config: ModelConfig, rows: int, group: int, c
         tokens=jnp.full((rows, group, columns), config.tokens.pad, jnp.int32),
         log_probs=drawn(),
         entropies=drawn(),
+        prompt_seen=None if like.seen is None else jnp.zeros((rows, like.seen.shape[1]), bool),
+        counts=None if like.seen is None else jnp.zeros((rows, group, like.seen.shape[1]), jnp.int32),
     )
     return _laid_out(slots, config.rules)
 
@@ -137,6 +146,7 @@ def place(slots: Slots, config: ModelConfig, prompts: ReadPrompts, rows: jax.Arr
         ),
         prompt_hidden=put(slots.prompt_hidden, prompts.hidden),
         prompt_position=put(slots.prompt_position, prompts.next_position),
+        prompt_seen=None if prompts.seen is None else put(slots.prompt_seen, prompts.seen),
     )
     return _laid_out(slots, config.rules)
 
@@ -161,6 +171,7 @@ def begin(slots: Slots, config: ModelConfig, fresh: jax.Array, seeds: jax.Array,
         keys=jnp.where(fresh, keys, slots.keys),
         lengths=jnp.where(fresh, 0, slots.lengths),
         active=slots.active | fresh,
+        counts=None if slots.counts is None else jnp.where(fresh[:, :, None], 0, slots.counts),
     )
     return _laid_out(slots, config.rules)
 
@@ -179,7 +190,8 @@ def decode(
     """Draw up to `steps` tokens in every active slot; stop early when no more than `enough` slots are active.
 
     A completion ends with an end-of-sequence token or its `max_tokens`-th, at most the number of columns. Of `options`
-    the temperature and the filters count. The three numbers are int32 [].
+    the temperature, the filters and the penalties count; penalties need prompts that were read `penalized`. The three
+    numbers are int32 [].
     """
 
     def unfinished(carry):
@@ -198,7 +210,11 @@ def _one_token(params, config: ModelConfig, slots: Slots, options, banned, max_t
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
     logits = qwen2_5_vl.logits(params, config, flat(slots.hidden))
     keys = jax.vmap(jax.random.fold_in)(flat(slots.keys), flat(slots.lengths))
-    tokens, log_probs = (x.reshape(shape) for x in sample(keys, logits, banned, options))
+    history = None
+    if options.penalties:
+        prompt = jnp.broadcast_to(slots.prompt_seen[:, None], slots.counts.shape)
+        history = History(flat(prompt), flat(slots.counts))
+    tokens, log_probs = (x.reshape(shape) for x in sample(keys, logits, banned, options, history))
     entropies = entropy(logits).reshape(shape)
     active, column = slots.active, slots.cache.column
 
@@ -211,6 +227,9 @@ def _one_token(params, config: ModelConfig, slots: Slots, options, banned, max_t
     positions = flat(slots.prompt_position[:, None] + slots.lengths)
     positions = jnp.broadcast_to(positions[:, None], (len(positions), 3))
     hidden, cache = qwen2_5_vl.decode_step(params, config, flat(tokens), positions, slots.cache)
+    if history is not None:
+        history = history.with_drawn(flat(tokens), flat(active))
+        slots = slots.replace(counts=history.counts.reshape(slots.counts.shape))
     lengths = slots.lengths + active
     ended = jnp.isin(tokens, jnp.array(config.tokens.eos, jnp.int32)) | (lengths >= max_tokens)
     slots = slots.replace(

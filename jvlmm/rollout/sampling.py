@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,11 @@ class SamplingOptions:
 
     Filters apply after the temperature, in the order top-k, top-p, min-p. Generation ends at an end-of-sequence
     token, after `max_tokens`, or where a string of `stop` has been written; the stop string is not part of the text.
+
+    The penalties change logits before the temperature, in greedy decoding too: `repetition_penalty` as transformers
+    has it, of tokens in the prompt or the completion; `presence_penalty` and `frequency_penalty` as OpenAI and vLLM
+    have them, of tokens in the completion. With `from_checkpoint` what is left at its default is taken from the
+    checkpoint's generation_config.json, see `generation_config.checkpoint_sampling`.
     """
 
     max_tokens: int = 256
@@ -29,6 +35,10 @@ class SamplingOptions:
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    repetition_penalty: float = 1.0  # 1 is off
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    from_checkpoint: bool = False
 
     def __post_init__(self) -> None:
         checks = (
@@ -42,17 +52,63 @@ class SamplingOptions:
             ("top_p", 0 < self.top_p <= 1, "a number in (0, 1] (1 keeps all)"),
             ("min_p", 0 <= self.min_p <= 1, "a number in [0, 1] (0 keeps all)"),
             ("stop", all(self.stop), "non-empty strings"),
+            ("repetition_penalty", 0 < self.repetition_penalty <= 10, "a number in (0, 10] (1 is off)"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "a number in [-2, 2] (0 is off)"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "a number in [-2, 2] (0 is off)"),
             ("seed", 0 <= self.seed < 2**32, "an integer in [0, 2^32)"),
         )
         for name, valid, allowed in checks:
             if not valid:
                 raise ConfigError(f"sampling option {name}={getattr(self, name)!r} is not allowed; give {allowed}")
         filters = [name for name, off in (("top_k", 0), ("top_p", 1), ("min_p", 0)) if getattr(self, name) != off]
-        if self.temperature == 0 and filters:
+        if self.temperature == 0 and filters and not self.from_checkpoint:
             raise ConfigError(
                 f"sampling option {filters[0]}={getattr(self, filters[0])!r} has no effect at temperature=0, which is "
                 "greedy; set a temperature or leave it out"
             )
+
+    @property
+    def penalties(self) -> tuple[str, ...]:
+        """The names of the penalties that are on."""
+        off = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+        return tuple(name for name, value in off.items() if getattr(self, name) != value)
+
+
+@flax.struct.dataclass
+class History:
+    """What penalties look at: which tokens a row's prompt holds, and how often its completion holds each."""
+
+    prompt: jax.Array  # bool [B, V]
+    counts: jax.Array  # int32 [B, V]
+
+    def with_drawn(self, tokens: jax.Array, drawn: jax.Array) -> "History":
+        """The history after one more token int32 [B] of every row where `drawn`, bool [B], says so."""
+        rows = jnp.arange(len(tokens))
+        return self.replace(counts=self.counts.at[rows, tokens].add(drawn.astype(jnp.int32)))
+
+
+def tokens_seen(tokens: jax.Array, valid: jax.Array, vocab_size: int) -> jax.Array:
+    """bool [B, V]: which tokens occur among int32 [B, L], where `valid`, bool [B, L], says so."""
+    rows = jnp.arange(len(tokens))[:, None]
+    return jnp.zeros((len(tokens), vocab_size), bool).at[rows, tokens].max(valid)
+
+
+def penalize(logits: jax.Array, history: History, options: SamplingOptions) -> jax.Array:
+    """Returns logits float32 [B, V] with the penalties that are on.
+
+    Repetition (Keskar et al., arXiv:1909.05858, as `RepetitionPenaltyLogitsProcessor` of transformers): a positive
+    logit of a token seen is divided by the penalty, a negative one multiplied. Frequency and presence (OpenAI's API
+    reference): the count of the token times the one, and the other where it is above 0, are subtracted.
+    """
+    if options.repetition_penalty != 1:
+        seen = history.prompt | (history.counts > 0)
+        factor = options.repetition_penalty
+        logits = jnp.where(seen, jnp.where(logits < 0, logits * factor, logits / factor), logits)
+    if options.frequency_penalty:
+        logits = logits - options.frequency_penalty * history.counts
+    if options.presence_penalty:
+        logits = logits - options.presence_penalty * (history.counts > 0)
+    return logits
 
 
 def row_keys(seed: int, row_seeds: Sequence[int]) -> jax.Array:
@@ -106,16 +162,20 @@ def process(logits: jax.Array, options: SamplingOptions) -> jax.Array:
 
 
 def sample(
-    keys: jax.Array, logits: jax.Array, banned: jax.Array, options: SamplingOptions
+    keys: jax.Array,
+    logits: jax.Array,
+    banned: jax.Array,
+    options: SamplingOptions,
+    history: History | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """One token per row from logits float32 [B, V].
 
-    `keys` [B] holds a key per row, so a row's draw does not depend on its neighbours. Returns tokens int32 [B] and
-    their log-probabilities float32 [B] at the temperature they were drawn at (1 where that is 0) among all tokens,
-    filters or not, as a trainer computes them.
+    `keys` [B] holds a key per row, so a row's draw does not depend on its neighbours; `history` is needed where
+    penalties are on. Returns tokens int32 [B] and their log-probabilities float32 [B] at the temperature they were
+    drawn at (1 where that is 0) among all tokens, filters and penalties or not, as a trainer computes them.
     """
     logits = logits.astype(jnp.float32)
-    allowed = ban(logits, banned)
+    allowed = ban(penalize(logits, history, options) if options.penalties else logits, banned)
     if options.temperature == 0:
         tokens = jnp.argmax(allowed, axis=-1)
     else:

@@ -185,6 +185,31 @@ def test_a_judge_that_is_not_there_is_refused_at_the_start(make, server, monkeyp
     assert absent([case("one")]) == [None] and absent.failures.total() == 1
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:hunter2@localhost:8000/v1",
+        "https://hunter2@localhost/v1",
+        "http://user:hunter2/#?@@localhost/v1",
+        "https://localhost/v1?key=hunter2",
+        "https://localhost/v1#hunter2",
+        "user:hunter2@localhost",
+        "ftp://user:hunter2@localhost",
+    ],
+)
+def test_an_address_with_credentials_is_refused_without_showing_them(url):
+    with pytest.raises(ConfigError, match="judge.key_variable") as raised:
+        EndpointOptions(base_url=url, model="m")
+    assert "hunter2" not in str(raised.value) and "user:" not in str(raised.value)
+    assert "localhost" in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:port/v1", "http://[::1/v1", "http://", "x"])
+def test_what_is_no_address_is_one_line(url):
+    with pytest.raises(ConfigError, match="is no http or https address"):
+        EndpointOptions(base_url=url, model="m")
+
+
 @pytest.mark.parametrize("options", [{"base_url": "ftp://x"}, {"concurrency": 0}, {"deadline_s": 0}, {"backoff_s": -1}])
 def test_options_that_cannot_be(options):
     with pytest.raises(ConfigError, match="judge."):
