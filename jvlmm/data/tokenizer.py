@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jvlmm.data.chat_template import ChatTemplate, ChatTemplateError
 from jvlmm.errors import DataError
 from jvlmm.models.config import SpecialTokens
 
@@ -21,8 +22,12 @@ Message = Mapping[str, Any]  # {"role": str, "content": str | [{"type": "text"|"
 class ChatTokenizer:
     """A checkpoint's tokenizer and chat template, as transformers reads them."""
 
-    def __init__(self, tokenizer):
-        """`tokenizer`: a fast transformers tokenizer with a chat template and Qwen's special tokens."""
+    def __init__(self, tokenizer, template_source: str = "the tokenizer's chat template"):
+        """`tokenizer`: a fast transformers tokenizer with a chat template and Qwen's special tokens.
+
+        `template_source` names the template's file in errors. Raises DataError for a template that cannot be rendered
+        within the limits of `ChatTemplate`.
+        """
         self._tokenizer = tokenizer
         self._encode = tokenizer.backend_tokenizer.encode
         self.image_id = self.token_id("<|image_pad|>")
@@ -33,6 +38,8 @@ class ChatTokenizer:
         self.pad_id = self.token_id("<|endoftext|>")
         special = sorted(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
         self._special = re.compile("|".join(re.escape(text) for text in special))
+        variables = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+        self._template = ChatTemplate(tokenizer.get_chat_template(), variables, template_source)
         self._template_has_vision = self._renders_vision()
 
     @classmethod
@@ -54,7 +61,7 @@ class ChatTokenizer:
             raise DataError(f"{directory}: the tokenizer files cannot be read ({reason}); copy them again") from error
         if tokenizer.chat_template is None:
             tokenizer.chat_template = _processor_template(directory)
-        return cls(tokenizer)
+        return cls(tokenizer, _template_source(directory))
 
     @property
     def length(self) -> int:
@@ -138,9 +145,7 @@ class ChatTokenizer:
         return pieces + [(whole[len(done) :], False)]
 
     def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
-        return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return self._template.render(messages, add_generation_prompt)
 
     def _checked(self, message: Message) -> Message:
         """The message as the template wants it; texts that hold special tokens are refused."""
@@ -159,12 +164,21 @@ class ChatTokenizer:
         probe = [{"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "x"}]}]
         try:
             return IMAGE_PLACEHOLDER + VIDEO_PLACEHOLDER + "x" in self._render(probe, False)
-        except Exception:  # a template for plain strings fails in its own way when handed a list
+        except ChatTemplateError:  # a template for plain strings fails in its own way when handed a list
             return False
 
 
 def _as_text(item: Mapping[str, Any]) -> str:
     return {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}.get(item["type"]) or item["text"]
+
+
+def _template_source(directory: Path) -> str:
+    """The file and key that a folder's chat template comes from, for errors."""
+    if (directory / "chat_template.jinja").is_file():
+        return f"{directory / 'chat_template.jinja'}: the chat template"
+    beside = directory / "tokenizer_config.json"
+    own = '"chat_template"' in beside.read_text(encoding="utf-8")
+    return f"{beside if own else directory / 'chat_template.json'}: chat_template"
 
 
 def _processor_template(directory: Path) -> str:

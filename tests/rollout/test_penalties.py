@@ -113,13 +113,13 @@ def expected(params, without_eos, prompts, tokenizer):
 
 def test_both_engines_penalise_alike(params, without_eos, prompts, tokenizer, expected):
     config = without_eos
-    batch = collate(prompts, BatchOptions(batch_size=2, length_buckets=(64,)), config)
+    batch = collate(prompts, BatchOptions(batch_size=2, length_buckets=(128,)), config)
     banned = banned_tokens(config, tokenizer.length)
     found = generate(params, config, batch, PENALIZED, row_keys(0, range(2)), banned)
     assert found.tokens.tolist() == expected
     plain = generate(params, config, batch, SamplingOptions(max_tokens=12), row_keys(0, range(2)), banned)
     assert plain.tokens.tolist() != expected
-    of_prompt = BatchOptions(batch_size=1, length_buckets=(64,))
+    of_prompt = BatchOptions(batch_size=1, length_buckets=(128,))
     engine = Engine(config, tokenizer, PENALIZED, RolloutOptions(rows=2, slots=1), of_prompt)
     features = VisualFeatures(config, of_prompt).of(params, prompts)
     groups = engine.sample(params, prompts, features, group=2, seed=0)  # the second begins where the first has ended
