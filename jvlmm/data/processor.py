@@ -12,6 +12,7 @@ from jvlmm.data.patch_cache import PatchCache
 from jvlmm.data.positions import DEFAULT_TEXT_AFTER_MEDIA, TEXT_AFTER_MEDIA, TextAfterMedia, mrope_positions
 from jvlmm.data.prompts import Style, media_in_order, render
 from jvlmm.data.sequence import Sequence
+from jvlmm.data.timestamps import ALLOWED, tells_times
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError, DataError, VideoError
 from jvlmm.models.config import ModelConfig, VisionConfig
@@ -68,10 +69,8 @@ class ProcessorOptions:
             raise ConfigError(
                 f"processor.coordinates={self.coordinates!r} is unknown; choose {', '.join(COORDINATES)} or none"
             )
-        if self.timestamps and not _tells_times(self.timestamps):
-            raise ConfigError(
-                f"processor.timestamps={self.timestamps!r} tells no time; write a format of seconds such as '{{:.1f}}'"
-            )
+        if self.timestamps and not tells_times(self.timestamps):
+            raise ConfigError(f"processor.timestamps={self.timestamps[:80]!r} tells no time; write {ALLOWED}")
         if self.max_length < 1 or self.cache_bytes < 0:
             raise ConfigError(
                 f"processor.max_length={self.max_length}, processor.cache_bytes={self.cache_bytes}: "
@@ -361,10 +360,3 @@ def _oriented(size: tuple[int, int], measured: Measured, file_size: tuple[int, i
     """(width, height) of a planned size (height, width), turned where the file is stored turned."""
     turned = (measured.width, measured.height) == file_size != (measured.height, measured.width)
     return size if turned else size[::-1]
-
-
-def _tells_times(form: str) -> bool:
-    try:
-        return form.format(0.0) != form.format(1.0)
-    except (ValueError, LookupError):
-        return False

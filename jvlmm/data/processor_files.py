@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jvlmm.data.timestamps import ALLOWED, tells_times
 from jvlmm.errors import CheckpointError
 from jvlmm.video.budget import PixelOptions
 
@@ -29,8 +30,15 @@ def checkpoint_pixels(model_dir: str | Path) -> PixelOptions:
 
 
 def checkpoint_timestamps(model_dir: str | Path) -> str:
-    """The form in which the checkpoint learnt to be told the times of a video, "" where it states none."""
-    return str(_read(Path(model_dir) / _VIDEOS).get("timestamps", ""))
+    """The form in which the checkpoint learnt to be told the times of a video, "" where it states none.
+
+    Raises CheckpointError for a form that tells no time, or that would fill the memory with one.
+    """
+    path = Path(model_dir) / _VIDEOS
+    form = _read(path).get("timestamps", "")
+    if not isinstance(form, str) or (form and not tells_times(form)):
+        raise CheckpointError(f"{path}: timestamps is {str(form)[:80]!r}; allowed: {ALLOWED}, or nothing")
+    return form
 
 
 def write_timestamps(model_dir: str | Path, form: str) -> None:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps, write_timestamps
-from jvlmm.errors import CheckpointError
+from jvlmm.errors import CheckpointError, ConfigError
 from jvlmm.video.budget import PixelOptions
 
 IMAGES, VIDEOS = "preprocessor_config.json", "video_preprocessor_config.json"
@@ -33,3 +34,24 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, text):
     (tmp_path / IMAGES).write_text(text)
     with pytest.raises(CheckpointError, match=f"{IMAGES}: not a processor's configuration .*; restore the file"):
         checkpoint_pixels(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["{:>2000000000}", "{:.2000000000f}", "{:f>99999999}", "{0.__class__}", "{:d}", "{} {}", "{", "s" * 99, 3, [1]],
+)
+def test_a_form_of_times_that_is_none_is_named_at_once(tmp_path, form):
+    """Also as an option; a wide format would be made in full before anything could look at it."""
+    path = tmp_path / "video_preprocessor_config.json"
+    path.write_text(json.dumps({"timestamps": form}))
+    with pytest.raises(CheckpointError, match=f"{path}: timestamps is .*allowed"):
+        checkpoint_timestamps(tmp_path)
+    if isinstance(form, str):
+        with pytest.raises(ConfigError, match="timestamps=.*tells no time"):
+            ProcessorOptions(timestamps=form)
+
+
+@pytest.mark.parametrize("form", ["{}", "{:.1f}", "{:.0f}s", "<{:.1f} seconds>", "{0:05.1f}", "t={:g}"])
+def test_forms_of_times_are_read(tmp_path, form):
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps({"timestamps": form}))
+    assert checkpoint_timestamps(tmp_path) == form == ProcessorOptions(timestamps=form).timestamps
