@@ -36,7 +36,7 @@ class Taught(Shared):
         block = np.random.default_rng(2).integers(0, min(self.config.tokens.eos), HINDSIGHT).astype(np.int32)
         hindsight = SimpleNamespace(
             tokenizer=SimpleNamespace(eos_id=self.config.tokens.eos[0]),
-            blocks=lambda groups, params: ([[block] * len(group.rollouts) for group in groups], {}),
+            blocks=lambda groups, params, step: ([[block] * len(group.rollouts) for group in groups], {}),
         )
         options = TeachingOptions(VISDConfig(), list_every=0)
         self.teaching = Teaching(options, self.config, self.options(1, self.prompt.length), hindsight)

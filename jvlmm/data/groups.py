@@ -30,9 +30,9 @@ class Rollout:
 
 @flax.struct.dataclass
 class TeacherWords:
-    """What a teacher holds of the tokens of rollouts: of the sampled ones, and of the K that it thinks best."""
+    """What a teacher holds of the tokens of rollouts: of the sampled ones, and of K others at each place."""
 
-    ids: np.ndarray  # int32 [B, G, C, K], its best words
+    ids: np.ndarray  # int32 [B, G, C, K], the teacher's top-K tokens, or the student's where the lesson names these
     logits: np.ndarray  # float32 [B, G, C, K], of these
     own_logits: np.ndarray  # float32 [B, G, C], of the sampled tokens
     log_probs: np.ndarray  # float32 [B, G, C], of the sampled tokens
@@ -55,13 +55,14 @@ class GroupBatch:
     completion_mask: np.ndarray  # bool [B, G, C], the tokens that were drawn
     sampler_log_probs: np.ndarray  # float32 [B, G, C], 0 on padding
     advantages: np.ndarray  # float32 [B, G]
-    rollout_mask: np.ndarray  # bool [B, G], False for rows of padding, and for rollouts that are not to be learnt
+    rollout_mask: np.ndarray  # bool [B, G], False for rows of padding
     prompt_weights: np.ndarray  # float32 [B]
     vision: VisionInputs | None  # all media, for a tower that is trained
     features: np.ndarray | None  # see `with_features`, for one that is not; None where no row has media
     old_log_probs: np.ndarray | None = None  # float32 [B, G, C] of the policy that sampled; None where it is this one
     reference_log_probs: np.ndarray | None = None  # float32 [B, G, C]
     offline: np.ndarray | None = None  # bool [B, G], rollouts that another policy wrote; None where there can be none
+    truncated: np.ndarray | None = None  # bool [B, G], rollouts cut off, where these are not learnt; else None
     teacher: TeacherWords | None = None
 
     @property
@@ -136,10 +137,12 @@ def abstract_groups(
     tower_trained: bool,
     given: Sized[str] = (),
     top_k: int | None = None,
+    marked: Sized[str] = (),
 ) -> GroupBatch:
     """ShapeDtypeStructs of the largest batch; see `batch.abstract_batch`.
 
-    `given` names the log-probs it holds; with `top_k` it has a teacher's words.
+    `given` names the log-probs it holds, `marked` those of `offline` and `truncated` that it has; with `top_k` it has a
+    teacher's words.
     """
     batch = abstract_batch(options, config, frame_patches)
     rows, length = batch.tokens.shape
@@ -166,6 +169,7 @@ def abstract_groups(
         features=None if tower_trained or batch.vision is None else abstract_features(options, config),
         teacher=teacher,
         **{name: struct(each, np.float32) for name in given},
+        **{name: struct((rows, group), bool) for name in marked},
     )
 
 

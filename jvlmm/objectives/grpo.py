@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jvlmm.errors import ConfigError
 from jvlmm.objectives import surrogates
-from jvlmm.objectives.aggregation import Aggregation, aggregate
+from jvlmm.objectives.aggregation import Aggregation, aggregate, without_truncated
 from jvlmm.objectives.kl import Estimator, token_kl
 
 
@@ -36,7 +36,7 @@ class GRPOConfig:
     importance_cap: float | None = None  # of π_old / π_sampler, by which tokens are weighted; None is off
     offline_shape: float = 0.1  # of rollouts that another policy wrote, see `surrogates.offline_surrogate`
     aggregation: Aggregation = "sequence-mean"
-    max_length: int | None = None  # "fixed-length": tokens, the longest completion that is sampled
+    max_length: int | None = None  # "fixed-length": tokens; None in a stage is its sampling.max_tokens
     beta: float = 0.0  # weight of KL(policy ‖ reference); with 0 there is no reference model
     kl: Estimator | None = None
     kl_place: Literal["loss", "reward"] | None = None
@@ -57,6 +57,7 @@ def policy_loss(
     prompt_weights: jax.Array | None = None,
     rollout_mask: jax.Array | None = None,
     offline: jax.Array | None = None,
+    truncated: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Summed loss of a microbatch, the count it is divided by, and sums to report.
 
@@ -75,9 +76,11 @@ def policy_loss(
       rollout_mask: bool [B, G], False for rollouts that only fill the array; None for none.
       offline: bool [B, G], True for rollouts that another policy wrote: they have a surrogate of their own, and no part
         in the figures of ratios and of the sampler. None for none.
+      truncated: bool [B, G], True for rollouts that are filtered because they were cut off: they add 0 to the sum and
+        to the figures, and stay in the count (see `aggregation.without_truncated`). None for none.
 
     Returns:
-      float32 scalars (sum, count) and extras: `tokens` and `rollouts` counted; summed over the tokens `ratio_sum`,
+      float32 scalars (sum, count) and extras: `tokens` and `rollouts` learnt; summed over the tokens `ratio_sum`,
       `clipped_low` and `clipped_high` (tokens whose gradient the bound took, or whose ratio it cut), `clipped_dual`,
       `kl_sum` and `sampler_gap_sum` (|log π_old − log π_sampler|), each where it is defined; with `offline`
       `offline_tokens` and over them `offline_probability_sum`.
@@ -87,7 +90,10 @@ def policy_loss(
     _check_arrays(log_probs, advantages, config, reference_log_probs, sampler_log_probs)
     mask = jnp.asarray(completion_mask, bool)
     rollout_mask = jnp.ones(mask.shape[:2], bool) if rollout_mask is None else jnp.asarray(rollout_mask, bool)
-    mask = mask & rollout_mask[..., None]
+    counted = mask & rollout_mask[..., None]
+    mask, learnt = counted, rollout_mask
+    if truncated is not None:
+        mask, learnt = without_truncated(counted, truncated), rollout_mask & ~truncated
 
     def kept(x):
         return None if x is None else jnp.where(mask, x.astype(jnp.float32), 0.0)
@@ -103,8 +109,9 @@ def policy_loss(
         extras["kl_sum"] = jax.lax.stop_gradient(jnp.where(mask, kl, 0.0).sum())
         if config.kl_place == "loss":
             losses = losses + config.beta * kl
-    total, count = aggregate(losses, mask, rollout_mask, config.aggregation, config.max_length)
-    return total, count, {"tokens": _count(mask), "rollouts": _count(rollout_mask), **extras}
+    losses = jnp.where(mask, losses, 0.0)
+    total, count = aggregate(losses, counted, rollout_mask, config.aggregation, config.max_length)
+    return total, count, {"tokens": _count(mask), "rollouts": _count(learnt), **extras}
 
 
 def _losses(
@@ -218,7 +225,7 @@ def _check_needs(config: GRPOConfig) -> None:
         ("clip_high", clipped, True, "grpo.objective=clipped"),
         ("dual_clip", clipped, False, "grpo.objective=clipped"),
         ("ratio_cap", config.objective == "cispo", True, "grpo.objective=cispo"),
-        ("max_length", config.aggregation == "fixed-length", True, "grpo.aggregation=fixed-length"),
+        ("max_length", config.aggregation == "fixed-length", False, "grpo.aggregation=fixed-length"),
         ("kl", config.beta > 0, True, "a positive grpo.beta"),
         ("kl_place", config.beta > 0, True, "a positive grpo.beta"),
         ("importance_cap", not regression, False, "an objective by token"),

@@ -12,8 +12,9 @@ from jvlmm.objectives.task_moments import DECAY
 # DeepSeekMath, arXiv:2402.03300 §4.2: KL coefficient 0.04; ε is PPO's.
 GRPO = GRPOConfig(beta=0.04, kl="k3", kl_place="loss")
 
-# arXiv:2503.20783, released script: no KL, at most 3,000 tokens. Set max_length to the longest completion sampled.
-DR_GRPO = GRPOConfig(scale="none", aggregation="fixed-length", max_length=3000)
+# arXiv:2503.20783, released script: no KL; divided by the most tokens that are sampled (3,000 there), which a stage
+# fills in.
+DR_GRPO = GRPOConfig(scale="none", aggregation="fixed-length")
 
 # arXiv:2503.14476 §4.1.
 DAPO = GRPOConfig(clip_high=0.28, aggregation="token-mean")

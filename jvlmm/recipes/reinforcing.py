@@ -21,7 +21,7 @@ from jvlmm.data.prompt_stream import PromptStream
 from jvlmm.data.prompts import Style
 from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
-from jvlmm.errors import ConfigError
+from jvlmm.errors import ConfigError, DataError
 from jvlmm.evaluation.evaluate import evaluate
 from jvlmm.json_text import json_text
 from jvlmm.models.config import ModelConfig
@@ -145,6 +145,11 @@ class GRPO:
     def _check_teaching(self, lesson: Lesson) -> None:
         if self.objective.token_weight is not None:
             raise ConfigError("objective.token_weight and teaching both weigh tokens; set one of them to none")
+        if self.teaching.hindsight.shuffled and self.prompts < 2:
+            raise ConfigError(
+                "teaching.hindsight.shuffled takes the lines of another question of the step, and prompts=1 has none; "
+                "set prompts to 2 or more"
+            )
         if isinstance(lesson, DistillationConfig) and self.objective.beta:
             raise ConfigError(
                 "a distilled teacher takes the place of the objective: objective.beta has no effect, set it to 0"
@@ -154,6 +159,13 @@ class GRPO:
                 "distillation.importance_cap needs the log-probs that a rollout was drawn with, and those of "
                 "group.offline have none; set one of them to none or false"
             )
+
+    @property
+    def learnt_objective(self) -> GRPOConfig:
+        """The objective; one of fixed length without a length of its own has that of the longest completion sampled."""
+        if self.objective.aggregation != "fixed-length" or self.objective.max_length is not None:
+            return self.objective
+        return replace(self.objective, max_length=self.sampling.max_tokens)
 
     @property
     def tower_frozen(self) -> bool:
@@ -168,12 +180,27 @@ class GRPO:
         if self.teaching is not None:
             check_judge(self.teaching.hindsight)
 
+    def _check_known(self, examples: Sequence[Example]) -> None:
+        """Raises DataError where the teacher knows no more than the student of any row, before a model is loaded."""
+        reason = None
+        for example in examples if self.teaching is not None else ():
+            try:
+                return self.teaching.check(example)
+            except DataError as error:
+                reason = error
+        if reason is not None:
+            paths = ", ".join(source.path for source in self.sources)
+            raise DataError(
+                f"{self.name}.sources ({paths}): none of {len(examples)} rows teaches anything; the last: {reason}"
+            )
+
     def run(self, run: Run) -> dict[str, Any]:
         seed = run.seed if self.seed is None else self.seed
         first = process_index() == 0
         folder, rejected = run.resolve(self.model), Rejections(run.workdir / "rejected.jsonl" if first else None)
         rewarder, rates = make_rewarder(self.rewards), PassRates(self.pass_rates)
         examples = rates.ordered(open_sources(run, self.sources, rejected))
+        self._check_known(examples)
         meshes = self.meshes(jax.devices())
         with ExitStack() as stack:
             policy = self.prepare(load_config(folder), meshes, jax.default_backend(), seed)
@@ -233,6 +260,8 @@ class GRPO:
         def check(example: Example) -> None:
             rewarder.check(example)
             rates.check(example)
+            if self.teaching is not None:
+                self.teaching.check(example)
 
         shapes = self.of_prompt, self.prompts, seed
         pipeline = replace(self.pipeline, shuffle=self.pipeline.shuffle and not self.pass_rates.easy_first)
@@ -284,7 +313,7 @@ class GRPO:
         updates, rows = self.steps * self.update.per_step, self.update.rows
         layout = meshes, rows, platform, self.lora, self.sampling.temperature, seed
         lesson = None if self.teaching is None else self.teaching.lesson
-        return prepare_policy(training, rollout, self.objective, self.optimizer, updates, *layout, lesson)
+        return prepare_policy(training, rollout, self.learnt_objective, self.optimizer, updates, *layout, lesson)
 
     def examiner(
         self, run: Run, folder: Path, policy: PreparedPolicy, processor: Processor, predictions: Path

@@ -11,6 +11,7 @@ import numpy as np
 
 from jvlmm.data.groups import GroupBatch, abstract_groups, completion_places
 from jvlmm.models.config import ModelConfig
+from jvlmm.objectives.distillation import DistillationConfig
 from jvlmm.recipes.recipe import Program
 from jvlmm.recipes.shapes import model_shape
 from jvlmm.rollout.groups_ahead import AbstractRollout
@@ -124,7 +125,8 @@ class _Update:
         """With media where the tower is trained, or asked for; else with their features."""
         stage, config, mesh = self.stage, self.policy.config, self.policy.meshes.training
         sizes = stage.group.size, places or stage.sampling.max_tokens, self.frame, media or not stage.tower_frozen
-        return self.laid_out(abstract_groups(stage.batch(mesh), config, *sizes, given, top_k))
+        marked = ["offline"] * stage.group.offline + ["truncated"] * stage.group.skip_truncated
+        return self.laid_out(abstract_groups(stage.batch(mesh), config, *sizes, given, top_k, marked))
 
     def laid_out(self, arrays: Any) -> Any:
         return laid_out(arrays, batch_shardings(arrays, self.policy.meshes.training, self.stage.rules))
@@ -170,10 +172,24 @@ def _update_programs(
         words = jax.jit(partial(forward(teacher_words, top_k=top_k, places=longest, vocab=vocab), config=teacher))
         places = completion_places(stage.teaching.hindsight.max_tokens + longest)
         read = partial(of.batch, places, media=other is not None)
-        starts = of.laid_out(jax.ShapeDtypeStruct((stage.update.rows, stage.group.size), jnp.int32))
+        shape = stage.update.rows, stage.group.size
+        starts = of.laid_out(jax.ShapeDtypeStruct(shape, jnp.int32))
+        support = {}
+        if isinstance(stage.teaching.lesson, DistillationConfig) and stage.teaching.lesson.support == "student":
+            support["words"] = of.laid_out(jax.ShapeDtypeStruct((*shape, longest, top_k), jnp.int32))
+            students = jax.jit(forward(teacher_words, top_k=top_k, places=longest))
+            yield Program(
+                f"{stage.name}.support",
+                lambda: of.trace(students, of.params, batch=of.batch(), starts=starts),
+                lambda: of.forward_estimate(of.batch(), policy.config, of.params),
+                model_flops=of.decoder(longest) + of.tower,
+                passes=1,
+                resident=of.beside,
+                **of.common,
+            )
         yield Program(
             f"{stage.name}.teacher",
-            lambda: of.trace(words, params, batch=read(), starts=starts),
+            lambda: of.trace(words, params, batch=read(), starts=starts, **support),
             lambda: of.forward_estimate(read(), teacher, params),
             model_flops=of.decoder(places, teacher) + of.tower,
             passes=1,

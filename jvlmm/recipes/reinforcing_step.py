@@ -88,12 +88,19 @@ def policy_step(
 def _teaching(stage: "GRPO", run: Run, policy: PreparedPolicy, questions: Questions) -> Teaching:
     judge = judge_maker(stage, policy, questions.processor)
     weights = RecordList(run.workdir / "predictions" / f"{stage.name}.weights.jsonl")
+    hindsight = HindsightWriter(
+        options=stage.teaching.hindsight,
+        tokenizer=questions.processor.tokenizer,
+        judge=judge,
+        header=not stage.teaching.model,
+        seed=questions.seed,
+    )
     other = _other(run.resolve(stage.teaching.model), policy, questions) if stage.teaching.model else None
     return Teaching(
         options=stage.teaching,
         config=policy.config,
         batch=stage.batch(policy.meshes.training),
-        hindsight=HindsightWriter(stage.teaching.hindsight, questions.processor.tokenizer, judge),
+        hindsight=hindsight,
         temperature=stage.sampling.temperature,
         trained=policy.trained,
         policy=policy.policy,

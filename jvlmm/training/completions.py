@@ -60,14 +60,16 @@ def teacher_words(
     tile: int = HEAD_TILE,
     temperature: float = 1.0,
     vocab: int | None = None,
+    words: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(best words, their logits, logits and log-probs of the sampled tokens), as in `TeacherWords`, 0 on padding.
+    """Returns (ids, their logits, logits and log-probs of the sampled tokens), as in `TeacherWords`, 0 on padding.
 
     Args:
       batch: what the teacher reads; its completions begin with hindsight.
       starts: int32 [B, G], the places of these at which the student's own completions begin.
       places: C of the student's batch.
       vocab: words of the student, where the teacher may have more rows; None for as many.
+      words: int32 [B, G, places, K], the ids whose logits are wanted; None for this model's own top-K.
     """
     shape = *starts.shape, places
     index = starts[..., None] + jnp.arange(places)
@@ -79,7 +81,11 @@ def teacher_words(
     offsets = jnp.arange(shape[1])[:, None] * (last + 1)
     chosen = (jnp.minimum(index, last) + offsets).reshape(mask.shape)
     before = jnp.take_along_axis(before, chosen[..., None], axis=1)
-    log_probs, own, ids, best = best_words(params, config, before, targets, top_k, tile, mask, temperature, vocab)
+    sought = top_k if words is None else 1
+    log_probs, own, ids, best = best_words(params, config, before, targets, sought, tile, mask, temperature, vocab)
+    if words is not None:
+        ids = words.reshape(*mask.shape, -1)
+        best = jnp.where(mask[..., None], word_logits(params, config, before, ids, tile, temperature), 0.0)
     return ids.reshape(*shape, -1), best.reshape(*shape, -1), own.reshape(shape), log_probs.reshape(shape)
 
 

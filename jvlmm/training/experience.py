@@ -31,7 +31,7 @@ class GroupOptions:
 
     size: int = 8  # of each prompt
     resample_rounds: int = 0  # DAPO's dynamic sampling: times that a step may draw prompts for those without a gradient
-    skip_truncated: bool = False  # DAPO's overlong filtering: rollouts that the limit on tokens cut are not learnt
+    skip_truncated: bool = False  # DAPO's overlong filtering: rollouts that max_tokens cut are counted, not learnt
     frame_order: FrameOrder | None = None  # T-GRPO: rewards for answers that need the frames in order
     length_bonus: LengthBonus | None = None  # Video-R1's: for correct answers of a wanted length
     offline: bool = False  # one of each group is the example's own response, where it has one (LUFFY's mixed policy)
@@ -54,6 +54,7 @@ class Group:
     rewards: np.ndarray  # float64 [G]; 0 where there is none
     parts: dict[str, np.ndarray]  # float64 [G] by term; NaN where the term does not apply or failed
     valid: np.ndarray | None = None  # bool [G]: which have a reward; None: all
+    accuracy: np.ndarray | None = None  # float64 [G] of the answers; NaN where no term judges them
 
     @property
     def scored(self) -> np.ndarray:
@@ -147,9 +148,10 @@ class Gatherer:
             table = self._with_length_bonus(table, rollouts)
         valid = ~np.isnan(table.total.reshape(len(prompts), -1))
         rewards = np.where(valid, table.total.reshape(valid.shape), 0.0)
+        accuracy = table.accuracy.reshape(valid.shape)
         by_prompt = {name: part.reshape(rewards.shape) for name, part in table.parts.items()}
         groups = [
-            Group(*of, {name: part[row] for name, part in by_prompt.items()}, valid[row])
+            Group(*of, {name: part[row] for name, part in by_prompt.items()}, valid[row], accuracy[row])
             for row, of in enumerate(
                 zip(prompts, features, map(tuple, rollouts), map(tuple, texts), rewards, strict=True)
             )

@@ -173,8 +173,9 @@ class PolicyStep:
             offline[: len(rollouts)] = [[rollout.offline for rollout in row] for row in rollouts]
             batch = batch.replace(offline=offline)
         if self.gatherer.options.skip_truncated:
-            for row, of_prompt in enumerate(rollouts):
-                batch.rollout_mask[row] &= [rollout.finished for rollout in of_prompt]
+            truncated = np.zeros_like(batch.rollout_mask)
+            truncated[: len(rollouts)] = [[not rollout.finished for rollout in row] for row in rollouts]
+            batch = batch.replace(truncated=truncated)
         return batch
 
     def _with_log_probs(self, batch: GroupBatch, params: Any) -> GroupBatch:

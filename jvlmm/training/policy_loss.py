@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jvlmm.data.groups import GroupBatch
 from jvlmm.models.config import ModelConfig
 from jvlmm.objectives import visd
+from jvlmm.objectives.aggregation import without_truncated
 from jvlmm.objectives.distillation import DistillationConfig, distillation_loss, divergence, with_rest
 from jvlmm.objectives.grpo import GRPOConfig, policy_loss
 from jvlmm.objectives.token_weights import token_weights
@@ -59,6 +60,7 @@ def make_policy_loss(
             prompt_weights=batch.prompt_weights,
             rollout_mask=batch.rollout_mask,
             offline=batch.offline,
+            truncated=batch.truncated,
         )
         return total, count, extras | further
 
@@ -94,7 +96,7 @@ def _weighed(batch: GroupBatch, log_probs: jax.Array, logits: jax.Array, lesson:
     teacher = batch.teacher
     gap = _gap(batch, log_probs, logits, lesson)
     weights = visd.token_weights(gap, batch.advantages, lesson)
-    mask = batch.completion_mask & (teacher.known & batch.rollout_mask)[..., None]
+    mask = _taught(batch)
     among = (teacher.ids == _sampled(batch)[..., None]).any(axis=-1)
     sums = visd.weight_sums(gap, weights, batch.advantages, among, mask, lesson)
     strength = teacher.strength[:, None, None]
@@ -102,19 +104,26 @@ def _weighed(batch: GroupBatch, log_probs: jax.Array, logits: jax.Array, lesson:
 
 
 def _distilled(batch: GroupBatch, log_probs: jax.Array, logits: jax.Array, lesson: DistillationConfig):
+    """(sum, count, sums to report). What is not taught is not counted, rollouts that were cut off among it."""
     teacher = batch.teacher
     normaliser = lambda own, of_token: (own - of_token)[..., None]  # noqa: E731
     of_teacher = with_rest(teacher.logits - normaliser(teacher.own_logits, teacher.log_probs))
     of_student = with_rest(logits[..., :-1] - normaliser(logits[..., -1], log_probs))
-    mask = batch.completion_mask & (teacher.known & batch.rollout_mask)[..., None]
+    mask = _taught(batch)
     divergences = divergence(of_teacher, of_student, lesson)
     total, count = distillation_loss(divergences, log_probs, batch.sampler_log_probs, mask, lesson)
     gap = jnp.where(mask, jnp.abs(jax.lax.stop_gradient(log_probs) - batch.sampler_log_probs), 0.0)
     return total, count, {"tokens": count, "sampler_gap_sum": gap.sum()}
 
 
+def _taught(batch: GroupBatch) -> jax.Array:
+    """bool [B, G, C], the tokens that learn from the teacher."""
+    mask = batch.completion_mask & (batch.teacher.known & batch.rollout_mask)[..., None]
+    return mask if batch.truncated is None else without_truncated(mask, batch.truncated)
+
+
 def _words(batch: GroupBatch) -> jax.Array:
-    """int32 [B, G, C, K + 1]: the teacher's best, and the sampled one."""
+    """int32 [B, G, C, K + 1]: the K at which the teacher's logits are known, and the sampled one."""
     return jnp.concatenate([batch.teacher.ids, _sampled(batch)[..., None]], axis=-1)
 
 

@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvlmm.data.batch import BatchOptions
+from jvlmm.data.example import Example
 from jvlmm.data.groups import GroupBatch, TeacherWords, collate_groups
 from jvlmm.data.hindsight import privileged, split_prompt
-from jvlmm.errors import ConfigError
+from jvlmm.errors import ConfigError, DataError
 from jvlmm.models.config import ModelConfig
-from jvlmm.objectives.distillation import DISTILLATION_PROFILES
+from jvlmm.objectives.distillation import DISTILLATION_PROFILES, DistillationConfig
 from jvlmm.objectives.visd import VISD_PROFILES, VISDConfig
 from jvlmm.sharding.batches import fetched
 from jvlmm.training.completions import teacher_words
 from jvlmm.training.ema import ema_update
 from jvlmm.training.experience import Group
-from jvlmm.training.hindsight_writing import HindsightOptions, HindsightWriter
+from jvlmm.training.hindsight_writing import HindsightOptions, HindsightWriter, known_of
 from jvlmm.training.policy_loss import Lesson, gaps_and_weights
 
 
@@ -34,6 +35,8 @@ class TeachingOptions:
     The teacher begins as the student and goes `1 - decay` of the way to it, `every` so many updates: a moving average.
     With a decay of 0 it is the student itself, or, with `every`, an earlier one; with 1 it stays as it began. With
     `model` another one teaches, which has the student's tokenizer and stays what it is; it needs no hindsight.
+    A teacher that is the student and has no lines of hindsight reads the header alone: a control, see
+    `HindsightOptions`.
     """
 
     lesson: Lesson = field(default_factory=VISDConfig)
@@ -49,14 +52,33 @@ class TeachingOptions:
                 f"teaching.model={self.model!r} and teaching.decay={self.decay}: another model follows nobody and has "
                 "decay=none; the student's average has a decay and no model"
             )
-        if not self.hindsight.lines and not self.model:
-            raise ConfigError("hindsight.lines is empty: a teacher that is the student knows no more; name some lines")
         if self.decay is not None and not 0 <= self.decay <= 1:
             raise ConfigError(
                 f"teaching.decay={self.decay} must be in [0, 1]; 0.99 is a slow teacher, 1 one that stays"
             )
         if self.every < 1 or (self.every > 1 and self.decay in (1, None)):
             raise ConfigError(f"teaching.every={self.every} must be at least 1, and 1 for a teacher that stays")
+
+    @property
+    def distils(self) -> bool:
+        """Whether the teacher's distribution is learnt in place of rewards: then what it knows nothing of is not."""
+        return isinstance(self.lesson, DistillationConfig)
+
+    def check(self, example: Example) -> None:
+        """Raises DataError for a row that a distilling teacher knows no more of than the student: nothing is learnt.
+
+        What other rollouts and the judge will say is not known beforehand.
+        """
+        lines = self.hindsight.lines
+        if not (self.distils and lines) or {"sibling", "feedback"}.intersection(lines):
+            return
+        if not self.model and not known_of(example, lines).lines():
+            what = {"answer": "an answer", "demonstration": "a response", "window": "a window", "moments": "key frames"}
+            raise DataError(
+                f"example {example.id!r} does not have {' or '.join(what[line] for line in lines)}, so the teacher "
+                f"knows no more of it than the student (teaching.hindsight.lines={','.join(lines)}); give the row "
+                "one, or name lines that it has, such as answer or feedback"
+            )
 
     @property
     def has_weights(self) -> bool:
@@ -100,6 +122,11 @@ class Teaching:
             ),
             static_argnames="places",
         )
+        self._students = None
+        if self.options.distils and self.options.lesson.support == "student":
+            top_k = self.options.lesson.top_k
+            pass_of_student = partial(teacher_words, config=self.config, top_k=top_k, temperature=self.temperature)
+            self._students = jax.jit(pass_of_student, static_argnames="places")
         if isinstance(self.options.lesson, VISDConfig):
             self._weights = jax.jit(
                 partial(gaps_and_weights, config=self.config, lesson=self.options.lesson, temperature=self.temperature)
@@ -134,7 +161,7 @@ class Teaching:
           teacher: its own weights, from `begin` or `follow`.
           step, update: of the run and of the optimiser, the next ones, from 1.
         """
-        blocks, figures = self.hindsight.blocks(groups, params)
+        blocks, figures = self.hindsight.blocks(groups, params, step)
         begun = time.perf_counter()
         if self.other is None:
             weights = self.policy(params if teacher is None else {**params, **teacher})
@@ -144,11 +171,20 @@ class Teaching:
         rows, taught = self.batch.batch_size, []
         for number, batch in enumerate(batches):
             part = slice(number * rows, (number + 1) * rows)
-            taught.append(self._taught(batch, groups[part], blocks[part], weights, strength))
+            support = self._support(batch, params)
+            taught.append(self._taught(batch, groups[part], blocks[part], weights, strength, support))
         seconds = {"seconds/teacher": time.perf_counter() - begun}
         if self.options.lists(step):
             self.record(step, self._listed(step, taught[0], groups[0], params))
         return taught, figures | {"teacher/strength": strength} | seconds
+
+    def _support(self, batch: GroupBatch, params: Any) -> np.ndarray | None:
+        """int32 [B, G, C, K]: the top-K tokens of the student that sampled; None where the teacher's are taken."""
+        if self._students is None:
+            return None
+        starts, places = np.zeros(batch.rollout_mask.shape, np.int32), batch.completion_mask.shape[-1]
+        given = {"batch": self.place(batch), "starts": self.place(starts)}
+        return fetched(self._students(self.policy(params), **given, places=places))[0]
 
     def _taught(
         self,
@@ -157,6 +193,7 @@ class Teaching:
         blocks: Sized[Sized[np.ndarray]],
         weights: Any,
         strength: float,
+        support: np.ndarray | None,
     ) -> GroupBatch:
         prompts, followed = [], []
         starts, known = (np.zeros(batch.rollout_mask.shape, dtype) for dtype in (np.int32, bool))
@@ -170,6 +207,8 @@ class Teaching:
         read = collate_groups(prompts, followed, self.batch, self.reader, features)
         places = batch.completion_mask.shape[-1]
         given = {"batch": self.place(read), "starts": self.place(starts)}
+        if support is not None:
+            given["words"] = self.place(support)
         ids, best, own, log_probs = fetched(self._words(weights, **given, places=places))
         strengths = np.full(len(known), strength, np.float32)
         return batch.replace(teacher=TeacherWords(ids, best, own, log_probs, known, strengths))
@@ -195,8 +234,8 @@ class Teaching:
 _SOLUTION, _ANSWER = HindsightOptions(("demonstration",)), HindsightOptions(("answer",))
 _SIBLING = HindsightOptions(("sibling", "feedback"))
 
-# The release is that of VISD; the others' constants are those of their papers, over the teacher's best words and all
-# others as one where a paper sums over the whole vocabulary.
+# The release is that of VISD; the others' constants are those of their papers. SDPO and SDFT are over the student's
+# top-K as published; OPSD and GKD sum over the whole vocabulary, here over the teacher's top-K and all others as one.
 TEACHING_PROFILES: Mapping[str, TeachingOptions] = MappingProxyType(
     {
         "visd_release": TeachingOptions(VISD_PROFILES["visd_release"]),

@@ -41,7 +41,6 @@ def test_overrides_turn_one_method_into_another():
         ({"beta": 0.1}, "grpo.kl is none, but a positive grpo.beta needs it"),
         ({"kl": "k3"}, "grpo.kl='k3' has an effect only with a positive grpo.beta"),
         ({"kl_place": "reward"}, "grpo.kl_place='reward' has an effect only with"),
-        ({"aggregation": "fixed-length"}, "grpo.max_length is none"),
         ({"max_length": 9}, "grpo.max_length=9 has an effect only with grpo.aggregation=fixed-length"),
         ({"scale": "ema"}, "grpo.ema_decay is none"),
         ({"ema_decay": 0.9}, "grpo.ema_decay=0.9 has an effect only with grpo.scale=ema"),

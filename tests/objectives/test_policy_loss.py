@@ -15,8 +15,10 @@ from jvlmm.objectives.aggregation import without_truncated
 from jvlmm.objectives.grpo import GRPOConfig, policy_loss
 from jvlmm.objectives.profiles import PROFILES
 
+FIXED_LENGTH = replace(PROFILES["dr_grpo"], max_length=3000)  # as a stage that samples so many tokens fills it in
 OPTIONS = {
     **PROFILES,
+    "dr_grpo": FIXED_LENGTH,
     "dual_clip": GRPOConfig(dual_clip=3.0),
     "importance": GRPOConfig(importance_cap=1.5, aggregation="token-mean"),
     "k2": GRPOConfig(beta=0.5, kl="k2", kl_place="loss"),
@@ -50,7 +52,16 @@ def gradient(config: GRPOConfig, r: Rollouts, **options) -> jax.Array:
 # --- TRL's formulas --------------------------------------------------------------------------------------------------
 
 
-def trl_loss(r: Rollouts, loss_type: str, low: float, high: float, beta: float = 0.0, sequence=False, length=None):
+def trl_loss(
+    r: Rollouts,
+    loss_type: str,
+    low: float,
+    high: float,
+    beta: float = 0.0,
+    sequence=False,
+    length=None,
+    truncated=False,
+):
     """The documented loss, rollout by rollout and token by token, in float64."""
     losses, lengths = [], []
     for new, old, reference, advantage, mask in zip(
@@ -73,7 +84,7 @@ def trl_loss(r: Rollouts, loss_type: str, low: float, high: float, beta: float =
             tokens.append(token + beta * divergence)
         losses.append(sum(tokens))
         lengths.append(len(tokens))
-    losses, lengths = np.array(losses), np.array(lengths)
+    losses, lengths = np.where(truncated, 0.0, losses), np.array(lengths)
     match loss_type:
         case "grpo":
             return (losses / np.maximum(lengths, 1)).mean()
@@ -96,7 +107,7 @@ def trl_loss(r: Rollouts, loss_type: str, low: float, high: float, beta: float =
 def test_agrees_with_trl(name, arguments):
     for seed in range(3):
         r = random_rollouts(seed, drift=1.0)
-        np.testing.assert_allclose(mean(PROFILES[name], r), trl_loss(r, **arguments), rtol=1e-5)
+        np.testing.assert_allclose(mean(OPTIONS[name], r), trl_loss(r, **arguments), rtol=1e-5)
 
 
 def test_importance_correction_weighs_the_surrogate_and_not_the_kl():
@@ -201,6 +212,43 @@ def test_groups_without_tokens_add_nothing(config):
     assert total == 0 and extras["tokens"] == 0 and extras["rollouts"] == 16
     assert count == (0 if config.aggregation == "token-mean" else 16)
     assert not jax.grad(lambda x: parts(config, Rollouts(**{**vars(r), "log_probs": x}))[0])(r.log_probs).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("grpo", {"loss_type": "grpo", "low": 0.2, "high": 0.2, "beta": 0.04}),
+        ("dr_grpo", {"loss_type": "dr_grpo", "low": 0.2, "high": 0.2, "length": 3000}),
+        ("dapo", {"loss_type": "dapo", "low": 0.2, "high": 0.28}),
+    ],
+)
+def test_truncated_rollouts_are_not_learnt_and_stay_in_the_count(name, arguments):
+    """As with TRL's mask_truncated_completions, whose mean is over all rollouts, and over all tokens for DAPO."""
+    r = random_rollouts(drift=1.0)
+    truncated = np.random.default_rng(3).random(r.advantages.shape) < 0.4
+    found = parts(OPTIONS[name], r, truncated=truncated)
+    expected = trl_loss(r, **arguments, truncated=truncated.ravel())
+    np.testing.assert_allclose(found[0] / found[1], expected, rtol=1e-5)
+    assert found[1] == parts(OPTIONS[name], r)[1], "the count is that of all"
+    learnt = r.completion_mask & ~truncated[..., None]
+    assert found[2]["tokens"] == learnt.sum() and found[2]["rollouts"] == (~truncated).sum()
+    slopes = gradient(OPTIONS[name], r, truncated=truncated)
+    assert not slopes[~learnt].any()
+    np.testing.assert_array_equal(slopes[learnt], gradient(OPTIONS[name], r)[learnt])
+
+
+@every_profile
+def test_where_all_are_truncated_nothing_moves(config):
+    r = random_rollouts()
+    every = np.ones(r.advantages.shape, bool)
+    total, count, extras = parts(config, r, truncated=every)
+    assert total == 0 and count > 0 and extras["tokens"] == extras["rollouts"] == 0
+    assert not gradient(config, r, truncated=every).any()
+
+
+def test_a_fixed_length_needs_a_length():
+    with pytest.raises(ValueError, match="needs max_length, the longest completion"):
+        mean(PROFILES["dr_grpo"], random_rollouts())
 
 
 def test_truncated_rollouts_lose_their_tokens():

@@ -2,18 +2,24 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from recipe_processes import finish, kill_after, start
 
+from jvlmm.config import apply_overrides
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
-from jvlmm.errors import ConfigError
+from jvlmm.data.rejections import Rejections
+from jvlmm.errors import ConfigError, DataError
 from jvlmm.objectives.profiles import PROFILES
+from jvlmm.recipes.recipe import Run
 from jvlmm.recipes.record_list import RecordList
 from jvlmm.recipes.reinforcing import GRPO
+from jvlmm.recipes.sources import Source, open_sources
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.experience import GroupOptions
+from jvlmm.training.hindsight_writing import HindsightOptions
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.training.policy import UpdateOptions
 from jvlmm.training.teaching import TEACHING_PROFILES, TeachingOptions
@@ -218,11 +224,45 @@ def test_a_reward_file_that_does_not_compile_is_refused_at_start(folder, tmp_pat
         ({"optimizer": OptimizerOptions(freeze=("vision",)), "feature_bytes": 1}, "freeze vision and merger"),
         ({"teaching": TeachingOptions(), "objective": PROFILES["tw_grpo"]}, "both weigh tokens"),
         ({"teaching": TEACHING_PROFILES["sdft"], "objective": PROFILES["grpo"]}, "objective.beta has no effect"),
+        (
+            {"teaching": TeachingOptions(hindsight=HindsightOptions(shuffled=True)), "prompts": 1},
+            "teaching.hindsight.shuffled takes the lines of another question",
+        ),
     ],
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         GRPO(**options)
+
+
+def test_a_fixed_length_is_the_most_tokens_that_are_sampled():
+    """Dr. GRPO's constant; a length of one's own stays."""
+    stage = GRPO(objective=PROFILES["dr_grpo"], sampling=SamplingOptions(max_tokens=77, temperature=1.0))
+    assert stage.learnt_objective == replace(PROFILES["dr_grpo"], max_length=77)
+    own = replace(PROFILES["dr_grpo"], max_length=5)
+    assert replace(stage, objective=own).learnt_objective == own
+    assert replace(stage, objective=PROFILES["grpo"]).learnt_objective == PROFILES["grpo"]
+
+
+def test_a_teacher_that_knows_no_more_of_any_row_stops_the_run(tmp_path):
+    """Before a model is loaded: this one is not there."""
+    rows = [{"id": f"row{k}", "question": "What?", "answer": "A", "answer_type": "text"} for k in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Source(str(tmp_path / "rows.jsonl"))
+    stage = GRPO(name="taught", model=str(tmp_path), sources=(source,), teaching=TEACHING_PROFILES["opsd"])
+    message = r"taught.sources \(.*rows.jsonl\): none of 3 rows .* 'row2' does not have a response.*give the row one"
+    with pytest.raises(DataError, match=message):
+        stage.run(Run(tmp_path / "run", seed=0))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**rows[0], "response": "It is A"}) + "\n" + json.dumps(rows[1]))
+    stage._check_known(open_sources(Run(tmp_path / "run", seed=0), (source,), Rejections(None)))
+
+
+def test_controls_of_hindsight_are_options_of_the_command_line():
+    stage = GRPO(teaching=TeachingOptions())
+    changed = apply_overrides(stage, ["teaching.hindsight.shuffled=true", "teaching.hindsight.right=0.5"])
+    assert changed.teaching.hindsight == HindsightOptions(shuffled=True, right=0.5)
+    alone = apply_overrides(stage, ["teaching.hindsight.lines=()"])
+    assert alone.teaching.hindsight == HindsightOptions(())
 
 
 def test_a_group_of_one_is_refused():

@@ -253,7 +253,8 @@ def test_truncated_rollouts_are_not_learnt(make, prompts, weights):
     state, step = make(group=GroupOptions(size=3, skip_truncated=True))
     experience = step.gatherer.gather(weights, prompts, step.more, 7)
     batch = step._collated(experience.groups)
-    np.testing.assert_array_equal(batch.rollout_mask, [[r.finished for r in g.rollouts] for g in experience.groups])
+    np.testing.assert_array_equal(batch.truncated, [[not r.finished for r in g.rollouts] for g in experience.groups])
+    assert batch.rollout_mask.all(), "they stay in the count"
     cut = tuple(replace(g, rollouts=tuple(replace(r, finished=False) for r in g.rollouts)) for g in experience.groups)
     step.gatherer.gather = lambda *_: replace(experience, groups=cut, drawn=cut)
     state, metrics = step(state, [prompts])

@@ -13,17 +13,18 @@ from jvlmm.data.example import Example, Media
 from jvlmm.data.groups import collate_groups
 from jvlmm.data.hindsight import HEADER
 from jvlmm.data.prompt_stream import Prompt
-from jvlmm.errors import ConfigError
+from jvlmm.errors import ConfigError, DataError
 from jvlmm.judges import rules
 from jvlmm.judges.verdict import Verdict
 from jvlmm.models.qwen2_5_vl import encode_vision, forward, logits
+from jvlmm.objectives.distillation import DistillationConfig
 from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.objectives.visd import VISDConfig
 from jvlmm.rollout.engine import Engine, RolloutOptions
 from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.advantage_estimator import AdvantageEstimator
-from jvlmm.training.completions import group_log_probs
+from jvlmm.training.completions import group_log_probs, log_probs_with_logits
 from jvlmm.training.experience import Gatherer, GroupOptions
 from jvlmm.training.hindsight_writing import HindsightOptions, HindsightWriter
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
@@ -242,6 +243,31 @@ def test_another_model_teaches_with_its_own_words_of_those_that_the_student_has(
     assert batch.teacher.ids.max() < len(head)
 
 
+def test_the_support_is_the_students_where_the_lesson_says_so(make, prompts, config):
+    """The student's top-K tokens, with the teacher's logits at them; over all tokens the support says nothing."""
+    own = DistillationConfig(top_k=4, support="student")
+    state, step = make(TeachingOptions(own, hindsight=ANSWER), freeze=())
+    experience = step.gatherer.gather(state.params, prompts, step.more, 0)
+    batches = step._batches(experience, state.params)
+    teacher = jax.tree.map(lambda x: x * 1.1, state.teacher)
+    given = experience.groups, state.params, teacher, 1, 1
+    (batch,), _ = step.teaching.teach(batches, *given)
+    mask, ids = batch.completion_mask, batch.teacher.ids
+    arguments = batch, jnp.asarray(ids), 512, SAMPLING.temperature
+    at_them = jax.jit(lambda params: log_probs_with_logits(params, config, *arguments)[1])(state.params)
+    assert (np.diff(at_them, axis=-1)[mask] <= 1e-5).all(), "the student's, falling"
+    whole = DistillationConfig(top_k=config.text.vocab_size)
+    _, other = make(TeachingOptions(whole, hindsight=ANSWER), freeze=())
+    (every,), _ = other.teaching.teach(batches, *given)
+    order = np.argsort(every.teacher.ids, axis=-1)
+    by_token = np.take_along_axis(every.teacher.logits, order, axis=-1)
+    expected = np.take_along_axis(by_token, ids, axis=-1)
+    np.testing.assert_allclose(batch.teacher.logits[mask], expected[mask], atol=2e-4)
+    np.testing.assert_allclose(batch.teacher.log_probs, every.teacher.log_probs, atol=2e-4)
+    assert (ids[mask] != every.teacher.ids[..., :4][mask]).any(), "or the test tells nothing"
+    assert (batch.teacher.logits[~mask] == 0).all()
+
+
 @pytest.mark.parametrize("profile", ["sdft", "sdpo"])
 def test_distillation_needs_no_rewards(make, prompts, profile):
     """Of rewards that are all equal a sibling is no better, so only feedback and demonstrations remain."""
@@ -268,11 +294,61 @@ def test_a_judge_that_fails_costs_its_line_alone(group, tokenizer):
     assert figures["judge/failed"] == pytest.approx(1 / 3) and figures["teacher/known"] == 1
 
 
-def test_a_sibling_is_the_best_other_rollout(group, tokenizer):
+def test_without_lines_the_header_stands_alone_or_nothing_does(group, tokenizer):
+    (blocks,), figures = HindsightWriter(HindsightOptions(()), tokenizer, RULES).blocks([group], None)
+    assert [tokenizer.decode(block) for block in blocks] == [f" {HEADER}"] * 3 and figures["teacher/known"] == 1
+    silent = HindsightWriter(HindsightOptions(()), tokenizer, RULES, header=False)
+    assert silent.blocks([group], None)[1]["teacher/known"] == 0
+
+
+def test_shuffled_lines_are_those_of_another_question_and_the_same_for_one_seed(group, tokenizer):
+    groups = [
+        replace(group, prompt=replace(group.prompt, example=Example(name, "?", f"answer {name}", "text")))
+        for name in "abcabd"
+    ]
+
+    def told(seed, step, groups=groups):
+        options = HindsightOptions(("answer",), shuffled=True)
+        blocks, _ = HindsightWriter(options, tokenizer, RULES, seed=seed).blocks(groups, None, step)
+        return [tokenizer.decode(of_group[0])[-1:] for of_group in blocks]
+
+    assert told(0, 1) == told(0, 1)
+    drawn = {tuple(told(seed, step)) for seed in range(3) for step in range(3)}
+    assert len(drawn) > 3
+    for names in drawn:
+        assert all(name != own for name, own in zip(names, "abcabd", strict=True)) and set(names) == set("abcd")
+    assert told(0, 1, groups[:1] + groups[3:4]) == ["", ""], "one question has no other"
+
+
+def test_a_row_of_which_nothing_can_be_known_is_no_use_to_distillation():
+    bare = Example("row", "What?", "A", "mcq", options=("red", "blue"))
+    for profile in ("sdft", "opsd"):
+        with pytest.raises(DataError, match="example 'row' does not have a response, .*hindsight.lines=demonstration"):
+            TEACHING_PROFILES[profile].check(bare)
+        TEACHING_PROFILES[profile].check(replace(bare, response="It is A"))
+    for other in ("sdpo", "gkd", "rlsd", "visd_release"):
+        TEACHING_PROFILES[other].check(bare)
+    windows = HindsightOptions(("window", "moments"))
+    TeachingOptions(hindsight=windows).check(bare)  # weights: such a row is learnt as without a teacher
+    with pytest.raises(DataError, match="does not have a window or key frames"):
+        replace(TEACHING_PROFILES["sdft"], hindsight=windows).check(bare)
+
+
+def test_a_sibling_is_the_best_right_one_of_the_others(group, tokenizer):
     group = replace(group, texts=("one", "two", "three"), rewards=np.array([1.0, 3.0, 2.0]))
     writer = HindsightWriter(HindsightOptions(("sibling",)), tokenizer, RULES)
     (blocks,), figures = writer.blocks([group], None)
     assert [tokenizer.decode(block).split(": ")[-1] for block in blocks] == ["two", "three", "two"]
+    judged = replace(group, accuracy=np.array([1.0, 0.5, np.nan]))  # the last is judged by its reward of 2
+    (blocks,), _ = writer.blocks([judged], None)
+    assert [tokenizer.decode(block).split(": ")[-1] for block in blocks] == ["three", "three", "one"]
+    lenient = HindsightWriter(HindsightOptions(("sibling",), right=0.5), tokenizer, RULES)
+    (blocks,), _ = lenient.blocks([judged], None)
+    assert [tokenizer.decode(block).split(": ")[-1] for block in blocks] == ["two", "three", "two"]
+    wrong = replace(group, accuracy=np.array([0.9, 0.4, 0.4]))
+    assert writer.blocks([wrong], None)[1]["teacher/known"] == 0, "the best of wrong ones is not right"
+    alone = replace(group, accuracy=np.array([1.0, 0.0, 0.0]))
+    assert [len(block) > 0 for block in writer.blocks([alone], None)[0][0]] == [False, True, True]
     equal = replace(group, rewards=np.zeros(3))
     assert writer.blocks([equal], None)[1]["teacher/known"] == 0
     quoting = replace(group, texts=("The Verified answer", "no", "so"))
@@ -285,7 +361,8 @@ def test_a_sibling_is_the_best_other_rollout(group, tokenizer):
         (lambda: TeachingOptions(decay=1.5), "teaching.decay=1.5"),
         (lambda: TeachingOptions(every=0), "teaching.every=0"),
         (lambda: TeachingOptions(model="m"), "teaching.model='m' and teaching.decay=0.99"),
-        (lambda: TeachingOptions(hindsight=HindsightOptions(())), "hindsight.lines is empty"),
+        (lambda: HindsightOptions((), shuffled=True), "hindsight.shuffled has an effect only with hindsight.lines"),
+        (lambda: HindsightOptions(right=float("nan")), "hindsight.right=nan"),
         (lambda: TeachingOptions(decay=1.0, every=5), "teaching.every=5"),
         (lambda: HindsightOptions(("gossip",)), "hindsight.lines="),
         (lambda: HindsightOptions(max_tokens=0), "hindsight.max_tokens=0"),
