@@ -167,6 +167,18 @@ def test_media_that_cut_badly_take_another_row():
     assert filling.rows == [0, 1, 0, 0]
 
 
+def test_media_are_cut_with_those_of_the_rows_before_and_after_and_once():
+    """Two devices hold 64 patches each: 24 beside 2 · 48 cut badly in either row, and 2 · 32 before 48 well."""
+    filling = Filling(_options(parts=2, batch_size=2))
+    for sample in (Sample(60), Sample(60, ((2, 6, 8),)), Sample(20, ((1, 4, 6),))):
+        filling.add(sample)
+    assert filling.rows == [0, 1, None]
+    filling = Filling(_options(parts=2, batch_size=2))
+    for sample in (Sample(20, ((2, 4, 8),)), Sample(20, ((1, 6, 8),))):
+        filling.add(sample)
+    assert filling.rows == [0, 0]
+
+
 def test_folded_rows_hold_media_of_one_size(model_config):
     samples = [Sample(40, ((1, 4, 4),)) if k % 3 else Sample(30, ((1, 2, 6),)) for k in range(12)]
     sequences = [_sequence(number, sample) for number, sample in enumerate(samples)]

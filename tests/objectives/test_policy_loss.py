@@ -306,6 +306,11 @@ def test_extras_by_hand():
     assert parts(replace(PROFILES["cispo"], ratio_cap=2.0), r)[2]["clipped_high"] == 1
 
 
+def test_two_rollouts_are_a_group():
+    r = random_rollouts().part(slice(None), slice(0, 2))
+    assert np.isfinite(mean(PROFILES["reg_grpo"], r)) and gradient(PROFILES["reg_grpo"], r).any()
+
+
 def test_what_does_not_fit_is_refused():
     r = random_rollouts()
     arrays = (r.log_probs, r.old_log_probs, r.advantages, r.completion_mask)

@@ -52,6 +52,13 @@ def test_the_distance_is_0_at_the_target_and_counts_half_and_twice_alike():
         target.distance(plain, curve_of([[0.0] * 40]))
 
 
+@pytest.mark.parametrize("ratio", [0.0, -0.5, math.inf, math.nan])
+@pytest.mark.parametrize("name", ["peak", "end"])
+def test_a_target_is_a_positive_ratio(name, ratio):
+    with pytest.raises(ConfigError, match=rf"target.{name}=.* is not allowed; give a positive ratio"):
+        CurveTarget(**{name: ratio})
+
+
 def test_candidates_are_all_combinations_the_cheapest_first():
     stage = Calibrate(lr=(1e-2, 1e-3), beta=(0.9,), k=(1, 2), vreason=VReasonOptions(b1=0.0))
     found = [(options.k, options.lr) for options in stage.candidates()]

@@ -67,7 +67,7 @@ def make(params, config, tokenizer, rewards):
         records, shared = [], {"config": config, "batch": batch, "tower_trained": not freeze}
         teaching = options and Teaching(
             options=options,
-            hindsight=HindsightWriter(options.hindsight, tokenizer, RULES),
+            hindsight=HindsightWriter(options.hindsight, tokenizer, RULES, header=not options.model),
             temperature=SAMPLING.temperature,
             trained=lambda params: {name: params[name] for name in params if name not in freeze},
             other=other,

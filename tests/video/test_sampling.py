@@ -49,9 +49,15 @@ def test_uniform_floors_to_even_and_spans_the_whole_video():
 @pytest.mark.skipif(torch is None, reason="torch is not installed: the reference rounds torch.linspace")
 @given(st.integers(2, 20_000), st.integers(2, 768))
 @example(17426, 532)  # a tie that a product rounded by itself breaks the other way
+@example(29, 25)  # a tie in the first half, that counting from the end breaks the other way
 def test_spread_equals_torch_linspace(total, count):
     count = min(count, total)
     assert spread(total, count).tolist() == torch.linspace(0, total - 1, count).round().long().tolist()
+
+
+def test_ties_round_from_the_end_that_is_nearer():
+    """As torch.linspace rounds them: of 29 frames the tenth of 25 lies at 10.5, of 53 at 19.5."""
+    assert spread(29, 25)[[9, 15]].tolist() == [10, 18] and spread(53, 25)[[9, 15]].tolist() == [20, 32]
 
 
 @given(
