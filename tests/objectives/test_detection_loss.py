@@ -33,6 +33,12 @@ def test_perfect_outputs_cost_nothing_and_find_everything():
     assert detection_f1(-outputs, targets) == 0
 
 
+def test_a_class_is_claimed_from_a_probability_of_one_half():
+    outputs = np.zeros((1, num_outputs(2, 2)), np.float32)
+    outputs[0, :4] = [0.1, -0.1, 0.1, 0.1]
+    np.testing.assert_allclose(detection_f1(outputs, _targets()), 2 * 2 / (3 + 2))
+
+
 def test_where_nothing_is_only_presence_has_a_gradient():
     outputs, targets = jnp.ones((3, num_outputs(2, 2))), jnp.zeros((3, 2, 2 + 5))
     gradient = jax.grad(lambda o: detection_loss(o, targets)[0])(outputs)

@@ -148,6 +148,16 @@ def test_flops_of_a_shared_prompt_are_counted_once(recipe):
     assert 1.3 < more.model_flops / log_probs.model_flops < 1.7  # 512 + 8 · 128 places after 512 + 4 · 128
 
 
+def test_a_support_of_the_students_tokens_is_a_pass_of_its_own(recipe):
+    """And truncated rollouts that are not learnt are marked in the update's batch."""
+    text = recipe.read_text().replace('PROFILES["grpo"]', 'PROFILES["dapo"]')
+    text = text.replace("        lora=lora,\n", '        lora=lora,\n        teaching=TEACHING_PROFILES["sdpo"],\n')
+    recipe.write_text("from jvlmm.training.teaching import TEACHING_PROFILES\n" + text)
+    plan = plan_recipe(recipe, "h100:8", ("grpo.group.skip_truncated=true", "grpo.teaching.hindsight.max_tokens=128"))
+    names = [program["name"] for program in plan["programs"]]
+    assert names == ["grpo.tower", "grpo.prefill", "grpo.decode", "grpo.support", "grpo.teacher", "grpo.update"]
+
+
 def test_a_gpu_plan_counts_all_programs(recipe):
     plan = plan_recipe(recipe, "h100:8")
     assert [program["name"] for program in plan["programs"]] == ALL
