@@ -57,6 +57,12 @@ def test_frame_budget_shrinks_with_the_number_of_frames_down_to_its_floor():
     assert video_frame_size(768, 1080, 1920, options) == (336, 644)
 
 
+@pytest.mark.parametrize("name", ["min_pixels", "video_min_pixels", "video_total_pixels"])
+def test_a_bound_of_no_pixels_is_refused(name):
+    with pytest.raises(ConfigError, match=f"pixels.{name}=0"):
+        PixelOptions(**{name: 0})
+
+
 def test_impossible_bounds_are_refused_by_name():
     with pytest.raises(ConfigError, match="pixels.video_min_pixels=10, pixels.video_max_pixels=5"):
         PixelOptions(video_min_pixels=10, video_max_pixels=5)
