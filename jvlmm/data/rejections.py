@@ -44,7 +44,7 @@ def attempted(example: Example, work: Callable[[Example], T]) -> T | Rejected:
     try:
         return work(example)
     except (DataError, VideoError) as error:
-        return Rejected(example.id, str(error), example.origin)
+        return Rejected(example.id, printable(str(error), limit=1000), example.origin)
     except JvlmmError:
         raise
     except Exception as error:
