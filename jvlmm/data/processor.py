@@ -133,10 +133,13 @@ class Processor:
                 "view=answer (of the source: STAGE.sources.NAME.view=answer)"
             )
         sequence = self._sequence(example, with_response=True)
-        if not example.learn:
-            return sequence
-        learnt = [self._single_token(example.id, text) for text in example.learn]
-        return replace(sequence, loss_mask=sequence.loss_mask & np.isin(sequence.tokens, learnt))
+        if example.learn:
+            learnt = [self._single_token(example.id, text) for text in example.learn]
+            sequence = replace(sequence, loss_mask=sequence.loss_mask & np.isin(sequence.tokens, learnt))
+        if not sequence.loss_mask.any():
+            why = f"learn names {', '.join(map(repr, example.learn))}, of which" if example.learn else "of its response"
+            raise DataError(f"{example.id}: {why} no token is learnt; name tokens that the response has")
+        return sequence
 
     def response(self, example: Example) -> np.ndarray:
         """int32 [C]: the tokens that follow `prompt` where the assistant gives the example's response; its end, too."""

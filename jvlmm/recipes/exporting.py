@@ -9,6 +9,7 @@ import jax
 from jvlmm.data.processor_files import write_timestamps
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.huggingface import save_adapter, save_checkpoint
+from jvlmm.training.finite import check_finite
 from jvlmm.training.lora import ADAPTERS, LoraOptions, merge_adapters
 
 ExportType = Literal["float32", "bfloat16"]
@@ -34,6 +35,7 @@ def export(
     `donate` the parameters may be used up. What is written to `adapters/NAME` belongs to `folder` itself: it is the
     sum of `adapter` and what was trained.
     """
+    check_finite(params, f"what stage {name!r} would export")
     params, paths = dict(params), {"path": f"models/{name}"}
     if lora is not None:
         adapters, paths["adapter"] = params.pop(ADAPTERS), f"adapters/{name}"

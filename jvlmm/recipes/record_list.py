@@ -1,11 +1,10 @@
 """What a stage did step by step, its rollouts say, written down for people to read."""
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jvlmm.files import keep_json_lines
 from jvlmm.json_text import json_text
 
 
@@ -21,17 +20,6 @@ class RecordList:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._begun:
             self._begun = True
-            self._drop_from(step)
+            keep_json_lines(self._path, lambda record: record["step"] < step)
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json_text(record) + "\n" for record in records)
-
-    def _drop_from(self, step: int) -> None:
-        if self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8").split("\n")[
-                :-1
-            ]  # of a last line torn by a kill nothing stays
-            rewritten = self._path.with_suffix(".jsonl.tmp")
-            rewritten.write_text(
-                "".join(f"{line}\n" for line in lines if json.loads(line)["step"] < step), encoding="utf-8"
-            )
-            os.replace(rewritten, self._path)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from jvlmm.data.rejections import Rejections
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import ConfigError, DataError
 from jvlmm.evaluation.evaluate import evaluate
+from jvlmm.files import write_atomically
 from jvlmm.json_text import json_text
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import Attention, for_inference, for_training
@@ -50,7 +51,7 @@ from jvlmm.sharding.hosts import process_count, process_index
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules
 from jvlmm.training.agreement import AgreedPrompts, AgreedRewards
-from jvlmm.training.checkpoints import Checkpoints
+from jvlmm.training.checkpoints import CheckpointOptions, Checkpoints
 from jvlmm.training.experience import GroupOptions
 from jvlmm.training.loop import FitOptions, fit
 from jvlmm.training.lora import ADAPTERS, LoraOptions
@@ -105,6 +106,8 @@ class GRPO:
     evaluate_every: int = 50
     log_every: int = 1
     checkpoint_every: int = 50
+    checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)  # which of them stay
+    max_nonfinite_steps: int = 3  # in a row whose update is skipped, as loss or gradients are NaN; so many end the run
     seed: int | None = None  # of prompts and rollouts; None: that of the recipe
     wandb_project: str | None = None
     export_dtype: ExportType = "bfloat16"
@@ -216,7 +219,9 @@ class GRPO:
                 rewarder = AgreedRewards(rewarder, Exchange(f"{self.name} rewards"))
             questions = Questions(prompts, processor, rewarder, rates, seed)
             modules = None if self.lora is None else (ADAPTERS,)
-            checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules))
+            checkpoints = stack.enter_context(
+                Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules, **asdict(self.checkpoints))
+            )
             writer = progress = None
             if first:
                 writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
@@ -230,12 +235,12 @@ class GRPO:
             step, data = policy_step(self, run, params, policy, questions)
             create, shardings = policy.training.create, policy.training.shardings
             state = jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
-            state = step.with_teacher(state, checkpoints.latest_step() or 0)
             options = FitOptions(
                 total_steps=self.steps,
                 stage=self.name,
                 log_every=self.log_every,
                 checkpoint_every=self.checkpoint_every,
+                max_nonfinite_steps=self.max_nonfinite_steps,
                 evaluate_every=self.evaluate_every if self.evaluation else 0,
             )
             examine = None
@@ -336,7 +341,7 @@ class GRPO:
                 best = accuracy["overall"]
                 self.export(run, f"{self.name}-best", folder, policy, state, donate=False)
                 if process_index() == 0:
-                    record.write_text(json_text({"accuracy": best, "step": int(state.step)}), encoding="utf-8")
+                    write_atomically(record, json_text({"accuracy": best, "step": int(state.step)}))
             return accuracy
 
         return examine

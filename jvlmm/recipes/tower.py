@@ -1,7 +1,7 @@
 """The stage that teaches a new vision tower to see, before a decoder has learnt to read its features."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import flax.struct
@@ -24,7 +24,8 @@ from jvlmm.recipes.recipe import Run
 from jvlmm.recipes.sources import VisionOptions
 from jvlmm.reporting.progress import Progress
 from jvlmm.reporting.writers import MetricsWriter
-from jvlmm.training.checkpoints import Checkpoints
+from jvlmm.training.checkpoints import CheckpointOptions, Checkpoints
+from jvlmm.training.finite import check_finite
 from jvlmm.training.loop import FitOptions, fit
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
 from jvlmm.training.state import create_state
@@ -54,6 +55,8 @@ class PretrainTower:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     log_every: int = 10
     checkpoint_every: int = 500
+    checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)  # which of them stay
+    max_nonfinite_steps: int = 3  # in a row whose update is skipped, as loss or gradients are NaN; so many end the run
 
     def run(self, run: Run) -> dict[str, Any]:
         if jax.process_count() > 1:
@@ -64,7 +67,9 @@ class PretrainTower:
         config = for_training(load_config(folder), jax.default_backend())
         with ExitStack() as stack:
             writer = stack.enter_context(MetricsWriter(run.workdir))
-            checkpoints = stack.enter_context(Checkpoints(run.workdir / "checkpoints" / self.name))
+            checkpoints = stack.enter_context(
+                Checkpoints(run.workdir / "checkpoints" / self.name, **asdict(self.checkpoints))
+            )
             progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s")))
             params, clips = load_params(folder, config), self._clips(run, config, "train")
             modules = {"vision": params["vision"], "merger": params["merger"], "head": _new_head(config, run.seed)}
@@ -73,13 +78,20 @@ class PretrainTower:
                 create_state(modules, optimizer),
                 make_train_step(lambda params, batch: _loss(params, config, batch), optimizer),
                 ClipBatches(clips, config, self.batch_size, run.seed),
-                FitOptions(self.steps, self.name, log_every=self.log_every, checkpoint_every=self.checkpoint_every),
+                FitOptions(
+                    total_steps=self.steps,
+                    stage=self.name,
+                    log_every=self.log_every,
+                    checkpoint_every=self.checkpoint_every,
+                    max_nonfinite_steps=self.max_nonfinite_steps,
+                ),
                 writer,
                 checkpoints,
                 progress=progress,
             )
         trained = {**params, "vision": state.params["vision"], "merger": state.params["merger"]}
         trained = _resized(trained, config, _batch(clips[: self.batch_size], config))
+        check_finite(trained, f"what stage {self.name!r} would export")
         save_checkpoint(run.workdir / "models" / self.name, trained, config, dtype="float32", source_dir=folder)
         f1 = self._f1(self._clips(run, config, "validation"), config, state.params)
         return {"path": f"models/{self.name}", "steps": self.steps, "f1": f1}

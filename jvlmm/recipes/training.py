@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from jvlmm.reporting.writers import MetricsWriter
 from jvlmm.sharding.batches import batch_shardings, row_shards
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules, laid_out
-from jvlmm.training.checkpoints import Checkpoints
+from jvlmm.training.checkpoints import CheckpointOptions, Checkpoints
 from jvlmm.training.estimate import update_estimate
 from jvlmm.training.flops import model_flops, recomputed_flops, update_flops
 from jvlmm.training.loop import FitOptions, fit
@@ -73,6 +73,8 @@ class SFT:
     profile: ProfileOptions | None = None  # trace some updates into profile/NAME of the run directory
     log_every: int = 10
     checkpoint_every: int = 500
+    checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)  # which of them stay
+    max_nonfinite_steps: int = 3  # in a row whose update is skipped, as loss or gradients are NaN; so many end the run
     wandb_project: str | None = None
     export_dtype: ExportType = "bfloat16"
 
@@ -106,7 +108,7 @@ class SFT:
                     share=loader_share(self.name, mesh, self.rules),
                 )
             )
-            checkpoints = stack.enter_context(self.checkpoints(run))
+            checkpoints = stack.enter_context(self.open_checkpoints(run))
             writer = progress = None
             if first:
                 writer = stack.enter_context(MetricsWriter(run.workdir, self.wandb_project))
@@ -122,10 +124,10 @@ class SFT:
             rejected = len(loader.rejections)
         return {**paths, "steps": self.steps, "examples": len(examples), "rejected": rejected}
 
-    def checkpoints(self, run: Run) -> Checkpoints:
+    def open_checkpoints(self, run: Run) -> Checkpoints:
         """Where its state is saved: with `lora` without the model, which does not change."""
         modules = None if self.lora is None else (ADAPTERS,)
-        return Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules)
+        return Checkpoints(run.workdir / "checkpoints" / self.name, modules=modules, **asdict(self.checkpoints))
 
     def fit(
         self, params, config: ModelConfig, prepared: PreparedTraining, loader, writer, checkpoints, progress, profiler
@@ -138,6 +140,7 @@ class SFT:
             accumulation=self.accumulation,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
+            max_nonfinite_steps=self.max_nonfinite_steps,
         )
 
         def flops(batch) -> float:

@@ -1,21 +1,52 @@
 """Checkpoints of the training state together with the data loader's position, through Orbax.
 
 The only file that knows Orbax. A checkpoint is written beside its final name and renamed when complete,
-so a process may die at any instant: what is listed is whole.
+so a process may die at any instant: what is listed was whole when it was written. Checksums of every array and of the
+loader's position tell later whether it still is.
 """
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from jvlmm.errors import CheckpointError
+from jvlmm.errors import CheckpointError, ConfigError
+from jvlmm.sharding.fingerprint import fingerprint
+from jvlmm.sharding.hosts import process_index
 from jvlmm.training.state import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """Which checkpoints of a stage stay on disk."""
+
+    keep: int = 2  # the newest; the one before serves where the newest is found damaged
+    keep_every: int | None = None  # and those of every so many steps for ever
+
+    def __post_init__(self):
+        for name in ("keep", "keep_every"):
+            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
+                raise ConfigError(f"checkpoints.{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint holds."""
+
+    step: int
+    state: TrainState
+    loader: Any  # JSON-able
+    evaluated: bool  # False where the evaluation that was due at this step was not done
 
 
 class Checkpoints:
@@ -28,7 +59,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: str | Path, keep: int = 2, asynchronous: bool = False, modules: Sequence[str] | None = None
+        self,
+        directory: str | Path,
+        keep: int = 2,
+        asynchronous: bool = False,
+        modules: Sequence[str] | None = None,
+        keep_every: int | None = None,
     ):
         self.directory = Path(directory).absolute()
         self._modules = modules
@@ -38,6 +74,7 @@ class Checkpoints:
                 item_names=("state", "loader"),
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
+                    keep_period=keep_every,
                     cleanup_tmp_directories=True,
                     enable_async_checkpointing=asynchronous,
                 ),
@@ -46,22 +83,52 @@ class Checkpoints:
             raise self._error("cannot open", error, "choose a writable directory") from error
 
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint; None where there is none."""
+        """Step of the newest checkpoint; None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, loader_state: Any) -> None:
+    def save(self, state: TrainState, loader_state: Any, evaluated: bool = True) -> None:
         """Write the checkpoint of `state.step`; `loader_state` is JSON-able. An existing one is left as it is."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        written = self._written(state)
+        record = {"state": loader_state, "evaluated": evaluated, "arrays": fingerprint(written)}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(self._written(state)), loader=ocp.args.JsonSave({"state": loader_state})
+            state=ocp.args.StandardSave(written), loader=ocp.args.JsonSave({**record, "checksum": _checksum(record)})
         )
         try:
             self._manager.save(step, args=items)
         except (OSError, ValueError, RuntimeError) as error:
             self._manager.reload()
             raise self._error(f"cannot save step {step} in", error, "free space there and run again") from error
+
+    def resume(self, like: Callable[[int], TrainState]) -> Restored | None:
+        """The newest checkpoint that is whole; None where there is none.
+
+        Newer ones that are damaged are named on stderr and deleted, so that their steps can be saved again. Where none
+        can be read CheckpointError says why the newest cannot, and all stay: they may belong to other options.
+
+        Args:
+          like: of a step, what `restore` takes.
+        """
+        unread: list[_Unreadable] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._read(like(step), step)
+            except _Unreadable as error:
+                unread.append(error)
+                continue
+            for damaged in unread:
+                print(
+                    f"jvlmm: {damaged.place} is damaged ({damaged.reason}); that of step {step} is used instead",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self.delete_from(step + 1)
+            return restored
+        if unread:
+            raise unread[0]
+        return None
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Any]:
         """(state, loader state) of `step`, by default of the newest checkpoint.
@@ -74,15 +141,29 @@ class Checkpoints:
         step = self.latest_step() if step is None else step
         if step is None:
             raise CheckpointError(f"no complete checkpoint in {self.directory}; train first or name another directory")
+        restored = self._read(like, step)
+        return restored.state, restored.loader
+
+    def delete_from(self, step: int) -> None:
+        """Delete the checkpoints of this step and all later ones."""
+        for later in (found for found in self._manager.all_steps() if found >= step):
+            if process_index() == 0:
+                shutil.rmtree(self.directory / str(later), ignore_errors=True)
+        self._manager.reload()
+
+    def _read(self, like: TrainState, step: int) -> Restored:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._written(like))
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), loader=ocp.args.JsonRestore())
         try:
-            restored = self._manager.restore(step, args=items)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            remedy = "it must come from the same model and optimiser options; use those or another directory"
-            raise self._error(f"cannot restore step {step} from", error, remedy) from error
-        state = restored["state"]
-        return state.replace(params={**like.params, **state.params}), restored["loader"]["state"]
+            found = self._manager.restore(step, args=items)
+            state, record = found["state"], dict(found["loader"])
+            checksum = record.pop("checksum", None)
+        except Exception as error:  # what a damaged file leads to, libraries do not say
+            raise _Unreadable(self.directory, step, _in_short(error)) from error
+        if checksum is not None and (checksum != _checksum(record) or record["arrays"] != fingerprint(state)):
+            raise _Unreadable(self.directory, step, "its checksum is not the one it was written with")
+        state = state.replace(params={**like.params, **state.params})
+        return Restored(step, state, record["state"], record.get("evaluated", True))
 
     def close(self) -> None:
         """Wait for writing to end."""
@@ -105,5 +186,25 @@ class Checkpoints:
         return state.replace(params={name: state.params[name] for name in self._modules})
 
     def _error(self, what: str, error: Exception, remedy: str) -> CheckpointError:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        return CheckpointError(f"{what} {self.directory}: {reason}; {remedy}")
+        return CheckpointError(f"{what} {self.directory}: {_in_short(error)}; {remedy}")
+
+
+class _Unreadable(CheckpointError):
+    """A checkpoint that cannot be restored; whether another one can tells whether it or the options are at fault."""
+
+    def __init__(self, directory: Path, step: int, reason: str):
+        self.place, self.reason = f"the checkpoint {directory / str(step)}", reason
+        super().__init__(
+            f"cannot restore step {step} from {directory}: {reason}; it must be whole and come from the same model and "
+            "optimiser options: use those, or delete the directory to begin anew"
+        )
+
+
+def _in_short(error: Exception) -> str:
+    """One line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _checksum(record: Any) -> str:
+    """SHA-256 of JSON, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,15 +1,16 @@
 """The training loop: feed, step, log, checkpoint, evaluate; resumes by itself."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 
-from jvlmm.errors import ConfigError, DataError, JvlmmError
-from jvlmm.training.checkpoints import Checkpoints
+from jvlmm.errors import ConfigError, DataError
+from jvlmm.training.checkpoints import Checkpoints, Restored
+from jvlmm.training.finite import NotFinite, SkippedSteps, check_finite
 from jvlmm.training.meter import Meter
 from jvlmm.training.preemption import Preempted, Preemption
 from jvlmm.training.profile import Profiler
@@ -27,9 +28,10 @@ class FitOptions:
     log_every: int = 1
     checkpoint_every: int = 100  # and at the end
     evaluate_every: int = 0  # 0: only at the end
+    max_nonfinite_steps: int = 3  # in a row whose update is skipped; so many end the run
 
     def __post_init__(self):
-        for name in ("total_steps", "accumulation", "log_every", "checkpoint_every"):
+        for name in ("total_steps", "accumulation", "log_every", "checkpoint_every", "max_nonfinite_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1")
 
@@ -50,17 +52,15 @@ class Writer(Protocol):
 
 
 def resume(
-    state: TrainState, loader: Loader, options: FitOptions, writer: Writer | None, checkpoints: Checkpoints
-) -> tuple[TrainState, int]:
-    """(state, step) of the newest checkpoint, the loader and the metrics set back to it; `state` where none exists."""
-    step = checkpoints.latest_step()
+    state: TrainState, step: TrainStep, loader: Loader, options: FitOptions, writer: Writer | None, kept: Checkpoints
+) -> Restored | None:
+    """The newest whole checkpoint, the loader and the metrics set back to it; None where none exists."""
+    restored = kept.resume(lambda done: step.state_at(state, done))
     if writer:
-        writer.truncate(options.stage, step or 0)
-    if step is None:
-        return state, int(state.step)
-    state, loader_state = checkpoints.restore(state)
-    loader.set_state(loader_state)
-    return state, step
+        writer.truncate(options.stage, restored.step if restored else 0)
+    if restored is not None:
+        loader.set_state(restored.loader)
+    return restored
 
 
 def fit(
@@ -78,7 +78,9 @@ def fit(
     """Train until `options.total_steps`, starting from the newest checkpoint where one exists.
 
     The device runs step n while the host makes batch n + 1; metrics are read one step late. SIGTERM
-    leads to a checkpoint after the current step and `Preempted` (exit code 143).
+    leads to a checkpoint after the current step and `Preempted` (exit code 143); before the first step is done
+    there is nothing to save, and it ends the run at once. An update whose loss or gradients are not finite is skipped;
+    several in a row end the run with NotFinite, and checkpoints of the parameters that led there are deleted.
 
     Args:
       state: arrays, or ShapeDtypeStructs where a checkpoint exists. Donated.
@@ -88,28 +90,59 @@ def fit(
       progress: called with (step, total steps, figures) at every logged step.
       profiler: traces some of the updates.
     """
-    state, done = resume(state, loader, options, writer, checkpoints)
+    restored = resume(state, step, loader, options, writer, checkpoints)
+    state, done = (restored.state, restored.step) if restored else (step.state_at(state, 0), int(state.step))
+    check_finite(state.params, f"the weights that stage {options.stage!r} begins with")
     log = _Log(options, writer, progress, Meter(state.step.sharding.device_set))
     try:
         with Preemption() as preemption:
+            evaluated = True
+            if evaluate and restored and not restored.evaluated:  # SIGTERM came in the midst of it
+                evaluated = _evaluate(evaluate, state, done, log, preemption)
+                if preemption.reached():
+                    raise Preempted
             for number in range(done + 1, options.total_steps + 1):
-                batches, samples = _take(loader, options, number, log.meter)
-                state, metrics = profiler.run(step, number, state, batches) if profiler else step(state, batches)
-                work = sum(map(flops, batches)) if flops else 0.0
-                log.add(number, metrics, samples, work, step.compiles)
+                with preemption.interruptible() if number == done + 1 else nullcontext():
+                    batches, samples = _take(loader, options, number, log.meter)
+                    state, metrics = profiler.run(step, number, state, batches) if profiler else step(state, batches)
+                    work = sum(map(flops, batches)) if flops else 0.0
+                    log.add(number, metrics, samples, work, step.compiles)
                 if evaluate and _due(number, options.evaluate_every, options):
                     log.flush()
-                    log.write(number, {f"eval/{name}": value for name, value in evaluate(state).items()})
+                    evaluated = _evaluate(evaluate, state, number, log, preemption)
                 ends = preemption.reached()
                 if ends or _due(number, options.checkpoint_every, options):
                     log.flush()
-                    checkpoints.save(state, loader.get_state())
+                    if not log.skipped.in_a_row:  # else the parameters are those of an earlier step, and in doubt
+                        checkpoints.save(state, loader.get_state(), evaluated)
                     log.meter.reset()
                 if ends:
                     raise Preempted
+    except NotFinite as stop:
+        checkpoints.delete_from(stop.first - 1)
+        raise stop.resuming(checkpoints.latest_step()) from None
     finally:
         log.meter.close()
     return state
+
+
+def _evaluate(
+    evaluate: Callable[[TrainState], Mapping[str, float]],
+    state: TrainState,
+    number: int,
+    log: "_Log",
+    preemption: Preemption,
+) -> bool:
+    """Evaluate and log; False where SIGTERM came meanwhile, and the run that resumes has to do it."""
+    try:
+        with preemption.interruptible() if preemption.alone else nullcontext():
+            figures = evaluate(state)
+    except BaseException:  # what was raised in compiled code may come out of it as another error
+        if not preemption.received:
+            raise
+        return False
+    log.write(number, {f"eval/{name}": value for name, value in figures.items()})
+    return True
 
 
 def _due(number: int, every: int, options: FitOptions) -> bool:
@@ -140,7 +173,8 @@ class _Log:
     def __init__(self, options: FitOptions, writer: Writer | None, progress: Callable | None, meter: Meter):
         self._options, self._writer, self._progress = options, writer, progress
         self._running: list[tuple[int, dict[str, jax.Array], int]] = []
-        self._tokens = self._places = 0.0
+        self._tokens = self._places = self._skips = 0.0  # since the last line
+        self.skipped = SkippedSteps(options.stage, options.max_nonfinite_steps, options.total_steps)
         self.meter = meter
 
     def add(self, number: int, metrics: dict[str, jax.Array], samples: int, flops: float, compiles: int) -> None:
@@ -157,14 +191,12 @@ class _Log:
             figures = {name: float(value) for name, value in jax.device_get(metrics).items()}
             self._tokens += figures.pop("tokens", 0.0)
             self._places += figures.pop("places", 0.0)
-            if not math.isfinite(figures["loss"]):
-                raise JvlmmError(
-                    f"the loss of step {number} of stage {self._options.stage!r} is {figures['loss']}; lower the "
-                    "learning rate or clip_norm and run again: it resumes from the last checkpoint"
-                )
+            self._skips += figures.get("skipped", 0.0)
+            self.skipped.check(number, figures)
             if _due(number, self._options.log_every, self._options):
-                figures |= self.meter.read(self._tokens, self._places) | {"compiles": compiles}
-                self._tokens = self._places = 0.0
+                rates = self.meter.read(self._tokens, self._places)
+                figures |= rates | {"compiles": compiles, "skipped": self._skips}
+                self._tokens = self._places = self._skips = 0.0
                 self.write(number, figures)
                 if self._progress:
                     self._progress(number, self._options.total_steps, figures)

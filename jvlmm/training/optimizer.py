@@ -59,6 +59,11 @@ class Optimizer:
         """Optimiser state; its moments have their own dtype, whatever that of the parameters."""
         return self.transform.init(_float32(trainable))
 
+    def learning_rate(self, opt_state: Any) -> jax.Array:
+        """float32 [], that of the next update: updates that were skipped have not moved it."""
+        done = optax.tree.get(opt_state, "count", filtering=_is_of_schedule)
+        return jnp.asarray(self.schedule(done), jnp.float32)
+
     def update(self, gradients: Any, opt_state: Any, trainable: Any) -> tuple[Any, Any]:
         """(new parameters in their own dtype, new optimiser state)."""
         updates, opt_state = self.transform.update(_float32(gradients), opt_state, _float32(trainable))
@@ -184,6 +189,11 @@ def _scale_modules(multipliers: Mapping[str, float]) -> optax.GradientTransforma
         return {name: optax.tree.scale(multipliers.get(name, 1.0), tree) for name, tree in updates.items()}
 
     return optax.stateless(update)
+
+
+def _is_of_schedule(path: tuple[Any, ...], _) -> bool:
+    """Whether a leaf of the optimiser's state belongs to the schedule; the moments count updates, too."""
+    return getattr(path[-1], "tuple_name", None) == "ScaleByScheduleState"
 
 
 def _check_modules(field_name: str, names: Iterable[str], modules: tuple[str, ...]) -> None:

@@ -111,7 +111,7 @@ class PolicyStep:
         """Programs of the update compiled so far."""
         return self.update.compiles
 
-    def with_teacher(self, state: TrainState, done: int) -> TrainState:
+    def state_at(self, state: TrainState, done: int) -> TrainState:
         """The state as it is after so many steps: with a teacher, where one is needed still."""
         if self.teaching is None or not self.teaching.options.strength_at(done * self.options.per_step + 1):
             return state
@@ -134,14 +134,14 @@ class PolicyStep:
             batches, figures = self.teaching.teach(*given, number + 1, updates + 1)
         begun = time.perf_counter()
         totals: list[dict[str, float]] = []
-        state = state.replace(step=state.step * self.options.per_step)  # the schedule counts updates
         for _ in range(self.options.epochs):
             for part in _parts(batches, self.options.updates):
                 state, metrics = self.update(state, part)
                 totals.append({name: float(value) for name, value in jax.device_get(metrics).items()})
                 if self.teaching is not None:
-                    teacher = self.teaching.follow(teacher, state.params, updates + len(totals))
-        state = state.replace(step=state.step // self.options.per_step, teacher=teacher)
+                    moved = not totals[-1]["skipped"]
+                    teacher = self.teaching.follow(teacher, state.params, updates + len(totals), moved)
+        state = state.replace(step=state.step - (self.options.per_step - 1), teacher=teacher)
         figures["seconds/update"] = time.perf_counter() - begun
         return state, experience.metrics | update_metrics(totals) | figures
 
@@ -192,7 +192,12 @@ class PolicyStep:
 
 
 def update_metrics(updates: Sized[Mapping[str, float]]) -> dict[str, float]:
-    """Of the metrics of each update: means over tokens, and over updates what has no tokens."""
+    """Of the metrics of each update: means over tokens, and over updates what has no tokens.
+
+    Updates that were skipped for numbers that are not finite are counted, and are in the means only where all were.
+    """
+    skipped, norm = sum(update["skipped"] for update in updates), updates[-1]["param_norm"]
+    updates = [update for update in updates if not update["skipped"]] or updates
     total = lambda name: sum(update.get(name, 0.0) for update in updates)  # noqa: E731
     metrics = {name: float(np.mean([u[name] for u in updates])) for name in ("loss", "grad_norm", "learning_rate")}
     tokens, offline = total("tokens"), total("offline_tokens")
@@ -201,7 +206,7 @@ def update_metrics(updates: Sized[Mapping[str, float]]) -> dict[str, float]:
     for name in (name for name in updates[0] if name.startswith("visd/")):
         _, _, *third = name.split("/")
         metrics[name] = total(name) / max(total("/".join(["visd/tokens", *third])), 1.0)
-    return metrics | {"tokens": tokens}
+    return metrics | {"tokens": tokens, "param_norm": norm, "skipped": skipped}
 
 
 def _with_advantages(batch: GroupBatch, advantages: np.ndarray, weights: np.ndarray) -> GroupBatch:

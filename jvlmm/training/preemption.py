@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 import jax
@@ -11,8 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jvlmm.sharding.hosts import AgreedExit
-
-EXIT_CODE = 128 + signal.SIGTERM  # 143, what a shell reports for a process that SIGTERM ended
+from jvlmm.termination import EXIT_CODE, Terminated, held
 
 
 class Preempted(AgreedExit):
@@ -32,7 +33,7 @@ class Preemption:
     """
 
     def __init__(self):
-        self._received = self._ends = False
+        self.received = self._ends = self._interrupts = False
         self._listens = threading.current_thread() is threading.main_thread()
         self._any = _AnyProcess() if jax.process_count() > 1 else None
         self._asked: jax.Array | None = None  # int32 []: of the step before
@@ -40,24 +41,44 @@ class Preemption:
     def reached(self) -> bool:
         """Whether to save and end after this step; every process must ask at every step."""
         if self._any is None:
-            self._ends = self._received
+            self._ends = self.received
         else:
             self._ends = self._asked is not None and bool(self._asked)
-            self._asked = self._any(self._received)
+            self._asked = self._any(self.received)
         return self._ends
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Context of work that need not be done to its end: there SIGTERM raises Terminated at once."""
+        self._interrupts = True
+        try:
+            with held(False):
+                yield
+        finally:
+            self._interrupts = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process waits for what this one does."""
+        return self._any is None
+
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        self._received = True
+        self.received = True
+        if self._interrupts:
+            raise Terminated
 
     def __enter__(self) -> "Preemption":
+        self._held = ExitStack()
         if self._listens:
             self._previous = signal.signal(signal.SIGTERM, self._receive)
+            self._held.enter_context(held())
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
+        self._held.close()
         if self._listens:
             signal.signal(signal.SIGTERM, self._previous)
-            if self._received and not self._ends and kind is None:
+            if self.received and not self._ends and kind is None:
                 os.kill(os.getpid(), signal.SIGTERM)  # it came too late for this loop
 
 

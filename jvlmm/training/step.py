@@ -1,4 +1,4 @@
-"""The jitted training step: gradients, accumulation, one optimiser update."""
+"""The jitted training step: gradients, accumulation, one optimiser update where loss and gradients are finite."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -54,7 +54,11 @@ class TrainStep:
         self._update = jit(update, donate_argnums=(0, 1), **out)
 
     def __call__(self, state: TrainState, microbatches: Sequence[Any]) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One update. Metrics are float32 scalars on the device: loss, grad_norm, learning_rate, extras."""
+        """One update, or none where the loss or the norm of the gradients is not finite: the state then stays the same.
+
+        Its `step` counts both. Metrics are float32 scalars on the device: loss, grad_norm, param_norm, learning_rate,
+        skipped (1 where the state stayed), extras.
+        """
         first, *rest = map(self._place, microbatches)
         if not rest:
             return self._whole(state, first)
@@ -62,6 +66,10 @@ class TrainStep:
         for batch in rest:
             total = self._add(total, state.params, batch)
         return self._update(state, total)
+
+    def state_at(self, state: TrainState, done: int) -> TrainState:
+        """The state, or what is like it, after so many steps: always of the same arrays."""
+        return state
 
     def trace(self, state: TrainState, batch: Any) -> jax.stages.Traced:
         """The program of one update on one batch, of ShapeDtypeStructs."""
@@ -114,14 +122,23 @@ def _gradient_sums(loss_fn: LossFn, optimizer: Optimizer, params: Any, batch: An
 def _update(optimizer: Optimizer, state: TrainState, total: GradientSums) -> tuple[TrainState, dict[str, jax.Array]]:
     count = jnp.maximum(total.count, 1.0)
     gradients = jax.tree.map(lambda g: g / count, total.gradients)
+    grad_norm = optax.tree.norm(gradients)
     trainable, frozen = optimizer.split(state.params)
-    trainable, opt_state = optimizer.update(gradients, state.opt_state, trainable)
+    updated, opt_state = optimizer.update(gradients, state.opt_state, trainable)
+    # The choice depends on the gradients alone, so that XLA makes it element by element in the donated buffers; one
+    # that waited for a norm of the new parameters would keep old and new ones at a time.
+    finite = jnp.isfinite(total.loss) & jnp.isfinite(grad_norm)
+    kept = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    updated = jax.tree.map(kept, updated, trainable)
     metrics = {
         "loss": total.loss / count,
-        "grad_norm": optax.tree.norm(gradients),
-        "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
+        "grad_norm": grad_norm,
+        "param_norm": optax.tree.norm(optax.tree.cast(updated, jnp.float32)),
+        "learning_rate": optimizer.learning_rate(state.opt_state),
         "loss_tokens": total.count,
+        "skipped": 1.0 - finite.astype(jnp.float32),
         **total.extras,
     }
-    params = {name: trainable.get(name, frozen.get(name)) for name in state.params}
+    opt_state = jax.tree.map(kept, opt_state, state.opt_state)
+    params = {name: updated.get(name, frozen.get(name)) for name in state.params}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics

@@ -144,11 +144,14 @@ class Teaching:
         """The teacher's own weights, float32, laid out as the student's; None where the state has none to keep."""
         return self._copy(self.trained(params)) if self.options.has_weights else None
 
-    def follow(self, teacher: Any, params: Any, update: int) -> Any:
-        """The teacher after so many updates of the optimiser; None after the last one that it is needed for."""
+    def follow(self, teacher: Any, params: Any, update: int, moved: bool = True) -> Any:
+        """The teacher after so many updates of the optimiser; None after the last one that it is needed for.
+
+        Where the last of them has not `moved` the student, the teacher stays as it was, too.
+        """
         if teacher is None or not self.options.strength_at(update + 1):
             return None
-        if self.options.decay == 1 or update % self.options.every:
+        if self.options.decay == 1 or update % self.options.every or not moved:
             return teacher
         return self._follow(teacher, self.trained(params))
 

@@ -14,10 +14,10 @@ from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.rejections import Rejected
 from jvlmm.errors import ConfigError, DataError
 from jvlmm.evaluation.evaluate import evaluate
-from jvlmm.evaluation.manifest import fingerprint
 from jvlmm.judges.free_text import Scorer, ScoringOptions
 from jvlmm.rollout.generator import Response
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.fingerprint import fingerprint
 
 EXAMPLES = (
     Example("a", "Which?", "B", "mcq", options=("red", "blue"), question_type="attribute"),

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from jvlmm.config import apply_overrides, to_json
 from jvlmm.errors import ConfigError, JvlmmError
-from jvlmm.recipes import runner
-from jvlmm.recipes.recipe import Run, load_recipe
+from jvlmm.recipes import run_lock, runner
+from jvlmm.recipes.recipe import Recipe, Run, load_recipe
+from jvlmm.recipes.reinforcing import GRPO
+from jvlmm.recipes.resuming import changes
+from jvlmm.recipes.run_lock import RunLock
 from jvlmm.recipes.runner import run_recipe
+from jvlmm.recipes.training import SFT
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG = """
@@ -23,8 +28,11 @@ class Append:
     name: str
     text: str = "x"
     fail: str = ""
+    log: str | None = "log"
 
     def run(self, run):
+        if self.log is None:
+            raise RuntimeError("broken")
         log = run.workdir / "log"
         log.write_text((log.read_text() if log.exists() else "") + self.name + ":" + self.text + "\\n")
         if self.fail and Path(self.fail).exists():
@@ -78,6 +86,121 @@ def test_a_process_with_another_configuration_or_directory_is_told_so(config, tm
     of_first = {"directory": lambda work: None}
     with pytest.raises(ConfigError, match="process 0 writes to another directory; choose a --workdir that all"):
         run_recipe(config, tmp_path / "run")
+
+
+def test_a_run_that_never_began_claims_no_directory(config, tmp_path):
+    (tmp_path / "flag").touch()
+    (tmp_path / "mine").mkdir()
+    for folder in ("new", "mine"):
+        with pytest.raises(RuntimeError):
+            run_recipe(config, tmp_path / folder, (f"one.fail={tmp_path / 'flag'}", "one.log=none"))
+    assert not (tmp_path / "new").exists() and list((tmp_path / "mine").iterdir()) == []
+
+
+def test_until_a_stage_is_done_or_has_a_checkpoint_everything_may_change(config, tmp_path):
+    (tmp_path / "flag").touch()
+    with pytest.raises(RuntimeError):
+        run_recipe(config, tmp_path / "run", (f"one.fail={tmp_path / 'flag'}",))
+    assert (tmp_path / "run/log").exists(), "it left something, but nothing that a stage continues from"
+    run_recipe(config, tmp_path / "run", ("two.text=y", "one.text=w", "seed=3", "two.fail="))
+    assert json.loads((tmp_path / "run/config.json").read_text())["seed"] == 3
+
+
+def test_a_stage_that_has_not_begun_may_change_which_is_recorded(config, tmp_path, capsys):
+    (tmp_path / "flag").touch()
+    with pytest.raises(RuntimeError):
+        run_recipe(config, tmp_path / "run")
+    for refused, why in (("one.text=z", "stage 'one' is done"), ("seed=1", "was done so far depends on it")):
+        with pytest.raises(ConfigError, match=why):
+            run_recipe(config, tmp_path / "run", (refused,))
+    run_recipe(config, tmp_path / "run", ("two.text=z", "two.fail="))
+    assert (tmp_path / "run/log").read_text() == "one:x\ntwo:x\ntwo:z\n"
+    assert "resumed with stages.two.text=z" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    (change,) = manifest["changes"]
+    assert change["options"]["stages.two.text"] == ["x", "z"]
+    assert len(manifest["sessions"]) == 2 and manifest["sessions"][0]["affinity"]
+
+
+def test_a_second_run_in_a_directory_is_refused_at_once(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    with RunLock(tmp_path / "run"), pytest.raises(JvlmmError, match=r"another run is at work there \(process \d+ on "):
+        run_recipe(config, tmp_path / "run")
+    run_recipe(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("holder", ["beats", "is gone", "ended"])
+def test_where_locks_do_not_work_a_lease_does(tmp_path, monkeypatch, holder):
+    """Another machine, whose locks are not seen here."""
+    monkeypatch.setattr(run_lock, "_LEASE_S", 1.5)
+    monkeypatch.setattr(run_lock, "_BEAT_S", 0.2)
+    monkeypatch.setattr(run_lock.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(38, "not implemented")))
+    other = RunLock(tmp_path)
+    other._own = {**other._own, "machine": "another", "host": "elsewhere"}
+    with other:
+        if holder == "beats":
+            with pytest.raises(JvlmmError, match="another run is at work there .* on elsewhere"), RunLock(tmp_path):
+                pass
+            return
+        if holder == "is gone":
+            other._stopped.set()
+            other._thread.join()
+            with RunLock(tmp_path):
+                pass
+            return
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_run_resumed_on_another_number_of_cores_says_so(config, tmp_path, capsys, monkeypatch):
+    run_recipe(config, tmp_path / "run")
+    monkeypatch.setattr(runner, "affinity", lambda: list(range(77)))
+    run_recipe(config, tmp_path / "run")
+    line = capsys.readouterr().err
+    assert "the number of usable cores changed" in line and "77 now" in line and "not to the bit" in line
+    assert line.count("\n") == 1
+
+
+def grpo_and_sft():
+    return Recipe("toy", (SFT(name="sft"), GRPO(name="grpo")), "unused")
+
+
+@pytest.mark.parametrize(
+    ("override", "progress", "allowed"),
+    [
+        ("sft.steps=7", "begun", True),
+        ("sft.steps=7", "done", False),
+        ("sft.log_every=7", "done", True),
+        ("sft.checkpoints.keep=7", "done", True),
+        ("sft.vision.workers=7", "begun", True),
+        ("sft.optimizer.learning_rate=7", "begun", True),
+        ("sft.optimizer.clip_norm=7", "begun", True),
+        ("sft.optimizer.clip_norm=none", "begun", False),
+        ("sft.optimizer.freeze=vision", "begun", False),
+        ("sft.batch_size=7", "begun", False),
+        ("sft.length_buckets=7,8192", "begun", False),
+        ("sft.pipeline.shuffle=false", "begun", False),
+        ("sft.model=other", "new", True),
+        ("grpo.update.rows=4", "begun", True),
+        ("grpo.length_buckets=7,8192", "begun", True),
+        ("grpo.length_buckets=7,7168", "begun", False),
+        ("grpo.group.size=7", "begun", False),
+    ],
+)
+def test_what_may_change_on_resuming(tmp_path, override, progress, allowed):
+    stage, recipe = override.partition(".")[0], grpo_and_sft()
+    if progress == "done":
+        (tmp_path / "stages").mkdir()
+        (tmp_path / f"stages/{stage}.json").write_text("{}")
+    if progress == "begun":
+        (tmp_path / f"checkpoints/{stage}/4").mkdir(parents=True)
+    old, new = (json.loads(to_json(of)) for of in (recipe, apply_overrides(recipe, [override])))
+    if allowed:
+        assert changes(tmp_path, old, new)
+    else:
+        path = override.partition("=")[0]
+        with pytest.raises(ConfigError, match=rf"stages\.{path}.*On resuming may change: steps.*or delete this one"):
+            changes(tmp_path, old, new)
 
 
 def test_a_misspelt_option_is_refused_before_anything_is_written(config, tmp_path):

@@ -23,6 +23,8 @@ def test_truncate_drops_later_steps_of_its_stage_and_torn_lines(tmp_path):
                 writer.write({"stage": stage, "step": step, "loss": step / 10})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"stage": "grpo", "step": 4, "lo')
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write("é".encode()[:1])  # inside a character
     with MetricsWriter(tmp_path) as writer:
         writer.truncate("grpo", 1)
         writer.write({"stage": "grpo", "step": 2, "loss": 9.0})
@@ -40,6 +42,50 @@ def test_missing_wandb_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"pip install 'jvlmm\[wandb\]'"):
         MetricsWriter(tmp_path, wandb_project="videos")
+
+
+class Board:
+    """Weights & Biases as far as it is used; `calls` is what it was told."""
+
+    def __init__(self):
+        self.calls = []
+
+    def init(self, **options):
+        self.calls.append(("init", options))
+        return self
+
+    def log(self, figures, step=None):
+        self.calls.append(("log", step, figures))
+
+    def finish(self):
+        self.calls.append(("finish",))
+
+
+def test_wandb_goes_on_with_its_runs_by_training_step(tmp_path, monkeypatch):
+    board = Board()
+    monkeypatch.setitem(sys.modules, "wandb", board)
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    for stages in (("sft", "sft", "grpo"), ("grpo",)):
+        with MetricsWriter(tmp_path, "videos") as writer:
+            for step, stage in enumerate(stages, start=1):
+                writer.write({"stage": stage, "step": step, "loss": 1.0})
+    first, second, third = (call[1] for call in board.calls if call[0] == "init")
+    assert first["project"] == "videos" and first["resume"] == "allow" and first["config"] == {"seed": 3}
+    assert first["id"] != second["id"] == third["id"], "a run for each stage, the same one after a restart"
+    assert [call[1:] for call in board.calls if call[0] == "log"] == [
+        (1, {"sft/loss": 1.0}),
+        (2, {"sft/loss": 1.0}),
+        (3, {"grpo/loss": 1.0}),
+        (1, {"grpo/loss": 1.0}),
+    ]
+    assert sum(call[0] == "finish" for call in board.calls) == 3
+
+
+def test_figures_that_are_not_finite_become_null(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"stage": "sft", "step": 1, "loss": float("nan"), "grad_norm": float("inf")})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail) | {"loss": None, "grad_norm": None} == json.loads(line)
 
 
 class Terminal(io.StringIO):

@@ -115,7 +115,7 @@ def take(params, config, tokenizer, prompts, rewarder):
         )
         with jax.set_mesh(training):
             state = jax.jit(policy.training.create, out_shardings=policy.training.shardings)(kept)
-            state, metrics = step(step.with_teacher(state, 0), [prompts])
+            state, metrics = step(step.state_at(state, 0), [prompts])
         assert features.encoded == 3  # of five media two are seen before
         return jax.device_get((state.params, state.teacher)), metrics, recorded
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 import toy_training as toy
 
 import jvlmm
-from jvlmm.errors import CheckpointError, DataError, JvlmmError
-from jvlmm.training.checkpoints import Checkpoints
+from jvlmm.errors import CheckpointError, ConfigError, DataError
+from jvlmm.termination import Terminated
+from jvlmm.training.checkpoints import CheckpointOptions, Checkpoints
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
 from jvlmm.training.preemption import Preempted
 from jvlmm.training.state import create_state
@@ -170,15 +172,100 @@ def test_data_that_ends_early_is_named(tmp_path):
         toy.train(tmp_path, toy.ToyLoader(batches=5))
 
 
-def test_loss_that_is_not_finite_stops_the_run(tmp_path):
-    class Poisoned(toy.ToyLoader):
-        def __next__(self):
-            batch, ids = super().__next__()
-            if self._number == 6:
-                batch["inputs"][:] = np.nan
-            return batch, ids
+def damage(kind, checkpoints):
+    newest = checkpoints / "8"
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    metadata = newest / "loader/metadata"
+    match kind:
+        case "a data file deleted":
+            largest.unlink()
+        case "a data file cut":
+            os.truncate(largest, largest.stat().st_size // 2)
+        case "one bit of the largest file flipped":
+            content = bytearray(largest.read_bytes())
+            content[len(content) // 2] ^= 1
+            largest.write_bytes(content)
+        case "the loader's metadata cut":
+            os.truncate(metadata, metadata.stat().st_size // 2)
+        case "the loader's position changed":
+            metadata.write_text(metadata.read_text().replace('"number": 8', '"number": 7'))
+        case "an empty directory":
+            (checkpoints / "12").mkdir()
 
-    with pytest.raises(JvlmmError, match="loss of step 6 of stage 'train' is nan"):
-        toy.train(tmp_path, Poisoned())
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step() == 4
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "a data file deleted",
+        "a data file cut",
+        "one bit of the largest file flipped",
+        "the loader's metadata cut",
+        "the loader's position changed",
+        "an empty directory",
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, kind, uninterrupted, half_done, capsys):
+    shutil.copytree(half_done, tmp_path, dirs_exist_ok=True)
+    damage(kind, tmp_path / "checkpoints")
+    state = toy.train(tmp_path)
+    number, used = (12, 8) if kind == "an empty directory" else (8, 4)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"checkpoints/{number} is damaged (" in line and line.endswith(f"that of step {used} is used instead")
+    assert_identical(jax.device_get(state), uninterrupted[0])
+    assert losses(tmp_path) == uninterrupted[1]
+
+
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory):
+    """A run that ended at step 8, with checkpoints of steps 4 and 8."""
+    directory = tmp_path_factory.mktemp("half")
+    with pytest.raises(DataError):
+        toy.train(directory, toy.ToyLoader(batches=8))
+    return directory
+
+
+def test_the_only_checkpoint_where_damaged_is_refused_and_stays(tmp_path, half_done):
+    shutil.copytree(half_done, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints/4")
+    damage("a data file cut", tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="cannot restore step 8 from .*delete the directory to begin anew"):
+        toy.train(tmp_path)
+    assert (tmp_path / "checkpoints/8").is_dir()
+
+
+def test_every_so_many_steps_are_kept_for_ever(tmp_path):
+    state = make_state()
+    with Checkpoints(tmp_path, keep=1, keep_every=2) as checkpoints:
+        for step in range(6):
+            checkpoints.save(state.replace(step=state.step + step), step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "2", "4", "5"]
+    for options in ({"keep": 0}, {"keep_every": 0}):
+        with pytest.raises(ConfigError, match="must be at least 1"):
+            CheckpointOptions(**options)
+
+
+def test_sigterm_in_an_evaluation_ends_it_and_the_resumed_run_repeats_it(tmp_path, uninterrupted):
+    asked = []
+
+    def evaluate(state, interrupt=False):
+        asked.append(int(state.step))
+        if interrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("SIGTERM ends an evaluation at once")
+        return {"accuracy": float(state.params["decoder"]["mlp"]["bias"].sum())}
+
+    with pytest.raises(Preempted):
+        toy.train(tmp_path, evaluate=lambda state: evaluate(state, int(state.step) == 10), evaluate_every=5)
+    state = toy.train(tmp_path, evaluate=evaluate, evaluate_every=5)
+    assert asked == [5, 10, 10, 14]
+    assert [r["step"] for r in records(tmp_path) if "eval/accuracy" in r] == [5, 10, 14]
+    assert_identical(jax.device_get(state), uninterrupted[0])
+
+
+def test_sigterm_before_the_first_step_is_done_ends_the_run_at_once(tmp_path):
+    def terminate(number):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Terminated):
+        toy.train(tmp_path, toy.ToyLoader(on_batch=terminate))
+    assert not list((tmp_path / "checkpoints").iterdir())

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -50,6 +51,27 @@ def loss_fn(params, batch):
     return jnp.sum(losses * batch["mask"]), count, {"tokens": count, "places": jnp.asarray(len(losses))}
 
 
+def brittle_loss_fn(params, batch):
+    """A finite loss whose gradient is 0 · inf where the inputs are 7 throughout."""
+    total, count, extras = loss_fn(params, batch)
+    distance = jnp.sum((batch["inputs"] - 7) ** 2) * jnp.sum(params["decoder"]["mlp"]["kernel"] ** 2)
+    return total + 1e-3 * jnp.sqrt(distance), count, extras
+
+
+class PoisonedLoader:
+    """A loader whose batches of these numbers have inputs of this value."""
+
+    def __init__(self, numbers, value=7.0):
+        self._loader, self._numbers, self._value = ToyLoader(), numbers, value
+        self.get_state, self.set_state = self._loader.get_state, self._loader.set_state
+
+    def __next__(self):
+        batch, ids = next(self._loader)
+        if self._loader.get_state()["number"] in self._numbers:
+            batch["inputs"][:] = self._value
+        return batch, ids
+
+
 def make_batch(rng, rows=8, width=WIDTH):
     return {
         "inputs": rng.normal(size=(rows, width)).astype(np.float32),
@@ -81,6 +103,13 @@ class ToyLoader:
         self._number, self._rng.bit_generator.state = state["number"], state["generator"]
 
 
+@cache
+def brittle_step(learning_rate):
+    """The step of `brittle_loss_fn`, compiled once for all runs of a process."""
+    options = OptimizerOptions(learning_rate, warmup_steps=2, weight_decay=0.1)
+    return make_train_step(brittle_loss_fn, make_optimizer(options, TOTAL, MODULES))
+
+
 def train(
     directory,
     loader=None,
@@ -88,13 +117,15 @@ def train(
     writer_class=MetricsWriter,
     evaluate=None,
     profile=None,
+    loss=loss_fn,
+    learning_rate=3e-3,
     **changes,
 ):
     """Train the toy in `directory`, as a stage does; returns the final state."""
     options = FitOptions(**{"total_steps": TOTAL, "checkpoint_every": 4, **changes})
-    optimizer = make_optimizer(OptimizerOptions(3e-3, warmup_steps=2, weight_decay=0.1), TOTAL, MODULES)
+    optimizer = make_optimizer(OptimizerOptions(learning_rate, warmup_steps=2, weight_decay=0.1), TOTAL, MODULES)
     state = create_state(init_params(), optimizer)
-    step = make_train_step(loss_fn, optimizer)
+    step = make_train_step(loss, optimizer) if loss is loss_fn else brittle_step(learning_rate)
     directory = Path(directory)
     with ExitStack() as stack:
         writer = stack.enter_context(writer_class(directory))
@@ -122,10 +153,10 @@ class WriterKilledInALine(MetricsWriter):
 class CheckpointsKilledWhileSaving(Checkpoints):
     """Dies while the checkpoint of step 8 is being written under its temporary name."""
 
-    def save(self, state, loader_state):
+    def save(self, state, loader_state, evaluated=True):
         if int(state.step) == 8:
             threading.Thread(target=self._kill_when_begun, daemon=True).start()
-        super().save(state, loader_state)
+        super().save(state, loader_state, evaluated)
 
     def _kill_when_begun(self):
         while not any("tmp" in path.name for path in self.directory.iterdir()):
