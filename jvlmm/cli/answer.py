@@ -69,6 +69,8 @@ def answer(
             adapter=adapter,
         )
         response = asdict(answered)
+        for line in filter(None, (medium.reduced for medium in answered.media)):
+            print(f"{line}, to fit max_length={options.max_length} and the time of decoding", file=sys.stderr)
     left_out = ["id", "error"]
     if response["control"] is None:
         left_out.append("control")

@@ -91,5 +91,9 @@ def show(result: Result) -> None:
             print(f"{name}: {value:.3f}")
     for failure in result["failed"]:
         print(f"failed: {failure['error']}")
+    if result.get("reduced"):
+        print(
+            f"{result['reduced']} rows were shown fewer frames or pixels than asked for, to fit; predictions tell which"
+        )
     print(f"every answer: {result['predictions']}")
     print(f"figures by question and answer type: {result['results']}")

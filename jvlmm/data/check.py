@@ -17,6 +17,7 @@ from jvlmm.data.records import read_records
 from jvlmm.data.rejections import Rejected, attempted
 from jvlmm.models.config import VisionConfig
 from jvlmm.video.budget import PixelOptions
+from jvlmm.video.fitting import FitOptions, affordable_plan
 from jvlmm.video.limits import DEFAULT_LIMITS, Limits
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
@@ -116,5 +117,12 @@ def _process(processor: Processor, example: Example) -> Measured:
 def _open_media(decoder: Decoder, options: MediaOptions, example: Example) -> Measured:
     shown = media_in_order(example, render(example, options.style))
     vision = VisionConfig()
-    patches = [decode_patches(media, decoder, options.frames, options.pixels, vision) for media in shown]
+    patches = []
+    for media in shown:
+        frames, pixels = options.frames, options.pixels
+        if media.type == "video":  # of a long one no more frames are opened than a run would take
+            most = FitOptions().most_decoded
+            measured = decoder.measure_video(media.path, frames, media.start, media.end, most_decoded=most)
+            frames = affordable_plan(measured, pixels).frame_options(frames)
+        patches.append(decode_patches(media, decoder, frames, pixels, vision))
     return None, sum(len(p.pixels) for p in patches) // vision.spatial_merge_size**2

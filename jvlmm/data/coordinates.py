@@ -46,6 +46,16 @@ class Shown:
     asked_frames: int | None = None  # where fewer were taken: so many are what the options ask for
     asked_size: tuple[int, int] | None = None  # where the pictures are smaller: the size that the options ask for
 
+    @property
+    def reduced(self) -> str:
+        """One line on what was given up to make it fit; "" where all that was asked for is shown."""
+        parts = []
+        if self.asked_frames is not None:
+            parts.append(f"{len(self.frames)} of {self.asked_frames} frames")
+        if self.asked_size is not None:
+            parts.append("{}x{} pixels instead of {}x{}".format(*self.shown_size, *self.asked_size))
+        return f"{self.path}: {', '.join(parts)}" if parts else ""
+
     def described(self) -> dict[str, Any]:
         """JSON-ready record without the frames and their times, empty fields left out."""
         record = asdict(self)

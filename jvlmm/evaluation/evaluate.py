@@ -35,7 +35,8 @@ def evaluate(
     `direct` scores the answer wherever it stands; under `think` an answer counts only inside
     `<think>…</think><answer>…</answer>`. A row that cannot be asked or scored is wrong, and listed with its reason;
     so are the rows of `unusable`, of which no example could be made: their type is `unusable`.
-    `scorer` scores free texts otherwise than by equality; predictions it has scored name it. `on_progress` is told
+    `scorer` scores free texts otherwise than by equality; predictions it has scored name it. `reduced` counts the rows
+    of which fewer frames or pixels were shown than asked for; their predictions tell which. `on_progress` is told
     (rows done, rows in all), `on_response` every response as it comes. Raises DataError where the predictions cannot be
     written.
     """
@@ -68,8 +69,9 @@ def evaluate(
             predictions[row] = predict(nothing, Response(rejected.id, error=rejected.message), protocol)
             writer.write(row, predictions[row])
     figures = summarize([predictions[row] for row in sorted(predictions)])
+    reduced = sum(any("asked_frames" in m or "asked_size" in m for m in p.media) for p in predictions.values())
     manifest = manifest_entry(generator, protocol) | {"free_text": scorer.described()}
-    return {**figures, "protocol": protocol, "manifest": manifest}
+    return {**figures, "reduced": reduced, "protocol": protocol, "manifest": manifest}
 
 
 def predict(example: Example, response: Response, protocol: Protocol) -> Prediction:

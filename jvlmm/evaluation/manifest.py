@@ -19,6 +19,8 @@ def manifest_entry(generator: Generator | Answers, protocol: str) -> dict[str, A
         "timestamps": options.timestamps,
         "text_after_media": options.text_after_media,
         "max_length": options.max_length,
+        "fit": asdict(options.fit),
+        "coordinates": options.coordinates or "of the model's family",
         "sampling": asdict(generator.options),
         "seed": generator.options.seed,
         "control": generator.control.describe() if isinstance(generator, Generator) else None,

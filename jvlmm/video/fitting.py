@@ -21,7 +21,7 @@ class FitOptions:
 
     rule: Literal["frames-then-pixels", "strict"] = "frames-then-pixels"
     least_frames: int = 16  # of a video, for as long as smaller pictures help
-    most_decoded: int = 2**33  # pixels, of the frames taken and of those between them and the key frames before them
+    most_decoded: int = 2**32  # pixels, of the frames taken and of those between them and the key frames before them
 
     def __post_init__(self) -> None:
         if self.rule not in ("frames-then-pixels", "strict"):

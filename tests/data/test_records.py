@@ -402,3 +402,20 @@ def test_check_groups_reasons_and_names_the_view_for_answers_without_a_thought(t
     assert (result["usable"], result["without_response"]) == (1, 1)
     with pytest.raises(DataError, match="view=answer"):
         drawing.processor().training(Example("a", "What?", "x", "text"))
+
+
+def test_a_row_names_the_coordinates_of_its_boxes(tmp_path):
+    path, row = tmp_path / "rows.jsonl", {"question": "Where?", "answer": [0, 0, 1, 1], "answer_type": "boxes"}
+    media = [{"type": "image", "path": "a.png"}, {"type": "image", "path": "b.png"}]
+    rows = [
+        {**row, "id": "a", "coordinates": "shares", "media": media, "box_medium": 1},
+        {**row, "id": "b", "coordinates": "inches"},
+        {**row, "id": "c", "media": media, "box_medium": 2},
+        {**row, "id": "d"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = read_records(path)
+    assert [(e.coordinates, e.box_medium) for e in records.examples] == [("shares", 1), ("", None)]
+    reasons = [rejected.reason for rejected in records.rejected]
+    assert "coordinates is 'inches'; allowed: file, shown, per-mille, shares" in reasons[0]
+    assert "box_medium is 2; give the number of one of the 2 media" in reasons[1]

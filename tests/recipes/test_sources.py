@@ -47,6 +47,15 @@ def test_hinted_questions_bring_what_a_teacher_would_be_told(path):
     assert example.response == "r0" and example.hint == f" {HEADER}\nVerified answer: 0"
 
 
+def test_boxes_of_rows_that_do_not_say_stand_in_the_coordinates_of_their_source(path):
+    rows = [*read_examples(path)]
+    write_examples(path, [replace(rows[0], coordinates="per-mille"), *rows[1:]])
+    assert {e.coordinates for e in _open(path)} == {"per-mille", ""}
+    found = _open(path, coordinates="shares", view="answer")
+    assert [e.coordinates for e in found] == ["per-mille", "shares", "shares", "shares"]
+    assert found[1].response == "1"
+
+
 def test_turns_join_questions_about_the_same_media(path):
     conversations = _open(path, view="answer", turns=2)
     turns = [[*c.earlier, c] for c in conversations]

@@ -80,6 +80,9 @@ def test_evaluation(make, picture, tmp_path, stored):
     assert (medium["file_size"], medium["shown_size"]) == ([1280, 720], [420, 224])
     assert (record["question"], record["options"], record["times"]) == ("Where?", [], [[0.0]])
     assert evaluate(Scripted(make(), answered(GOLD)), [row], path)["box_iou"] < 0.1
+    less = evaluate(Scripted(make(max_length=180), answered(PERFECT)), [row], path)
+    (medium,) = json.loads(path.read_text())["media"]
+    assert less["reduced"] == 1 and medium["asked_size"] == [420, 224] > medium["shown_size"]
     other = replace(row, answer="[0.25,0.333333,0.75,0.75]", coordinates="shares")
     assert evaluate(Scripted(make(), answered(PERFECT)), [other], path)["box_iou"] == pytest.approx(1, abs=1e-4)
     thousandths = Scripted(make(coordinates="per-mille"), answered("[250,333.333,750,750]"))
