@@ -1,5 +1,6 @@
 """Prompts in a shuffled, endless order that resumes exactly, without those that cannot be used."""
 
+import itertools
 import json
 import threading
 import time
@@ -178,11 +179,11 @@ def test_a_check_that_raises_what_nobody_foresaw_costs_its_row(stream, examples)
 @pytest.mark.parametrize("workers", [1, 6])
 def test_threads_follow_the_decoder_and_two_steps_are_read_ahead(drawing, workers):
     """Six decoding processes were served by two threads, and a quarter of a step was read ahead."""
-    ready, seen = threading.Barrier(workers), []
+    ready, asked, seen = threading.Barrier(workers), itertools.count(), []
 
     class Counting(drawing.decoder):
         def video(self, path, *arguments, **named):
-            if len(seen) < workers:
+            if next(asked) < workers:
                 ready.wait(20)  # passes where so many files are asked for at one time
             seen.append(path)
             return super().video(path, *arguments, **named)

@@ -36,3 +36,14 @@ def test_damaged_clips_are_refused_or_read_as_ffmpeg_reads_them_strictly(tmp_pat
                 bad.append(f"seed {seed}, {clip.name}, {done}: {outcome} ({reason})")
     print("\n".join(f"{' '.join(key)}: {count}" for key, count in sorted(outcomes.items())))
     assert not bad, bad
+
+
+def test_a_frame_lost_of_an_avi_without_times_is_noticed(tmp_path):
+    """It would move the times of all frames after it."""
+    clip = next(clip for clip in whole_clips(tmp_path) if clip.name == "h264.avi")
+    path = tmp_path / "damaged.avi"
+    kind, data = damage(clip.read_bytes(), 86)
+    path.write_bytes(data)
+    with Decoder(workers=1) as decoder:
+        assert kind.startswith("removed")
+        assert verdict(decoder, path, strict_reading(clip))[0] == "refused"

@@ -65,10 +65,8 @@ def test_without_workers_decoding_runs_here(video):
 def test_deadline_kills_the_worker_and_the_next_file_works(video, slow):
     with Decoder(workers=1, limits=Limits(deadline_s=2)) as decoder:
         decoder.video(video, FOUR)
-        start = time.monotonic()
-        with pytest.raises(VideoError, match="not decoded within 2 s") as caught:
+        with pytest.raises(VideoError, match="not decoded within 2 s of processor time") as caught:
             decoder.video(slow, FOUR)
-        assert time.monotonic() - start < 20
         assert str(caught.value).startswith(f"{slow}: ")
         assert frame_numbers(decoder.video(video, FOUR).frames) == [0, 5, 10, 15]
 
