@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from jvlmm.cli.options import MediaOptions, names_set
+from jvlmm.cli.options import names_set
+from jvlmm.cli.shown import ShownOptions
 from jvlmm.cli.verb import Result
 from jvlmm.config import apply_overrides, naming_options
 from jvlmm.data.example import Media
-from jvlmm.data.processor import ProcessorOptions
-from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps
+from jvlmm.data.processor_files import checkpoint_processing, difference, processor_options
 from jvlmm.recipes.steering import off_message
 from jvlmm.rollout.checkpoint import generate_answer
 from jvlmm.rollout.control import PLAIN
@@ -23,11 +23,10 @@ from jvlmm.video.workers import Decoder
 
 
 @dataclass(frozen=True)
-class GenerateOptions(MediaOptions):
+class GenerateOptions(ShownOptions):
     """What `a.b=c` may set."""
 
     fit: FitOptions = field(default_factory=FitOptions)  # what becomes of media that are too large for max_length
-    timestamps: str = ""  # see ProcessorOptions
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     max_length: int = 8192  # tokens of the prompt, visual tokens included
     vreason: VReasonOptions | None = None
@@ -37,26 +36,22 @@ def answer(
     model: str,
     media: Sequence[Media],
     question: str,
-    think: bool,
+    think: bool | None,
     overrides: Sequence[str],
     vreason: VReasonOptions | None = None,
     adapter: str | None = None,
 ) -> Result:
-    """The fields of `rollout.generator.Response` that say something of one answer."""
+    """The fields of `rollout.generator.Response` that say something of one answer; `think` None: as it was trained."""
     keep_freed_memory_on_cpu()
-    asked_for = GenerateOptions(
-        pixels=checkpoint_pixels(model), timestamps=checkpoint_timestamps(model), vreason=vreason
-    )
-    options = apply_overrides(asked_for, overrides)
-    processor = ProcessorOptions(
-        style="think" if think else "describe",
-        frames=options.frames,
-        pixels=options.pixels,
-        max_length=options.max_length,
-        fit=options.fit,
-        timestamps=options.timestamps,
-    )
+    options = apply_overrides(GenerateOptions(vreason=vreason), overrides)
+    if think is None:
+        think = checkpoint_processing(model, adapter).style == "think"
     with naming_options(options), Decoder(limits=options.limits) as decoder:
+        style = "think" if think else "describe"
+        processor = processor_options(model, style, options.max_length, options.asked, adapter, fit=options.fit)
+        told = difference(model, processor, adapter)
+        if told:
+            print(told, file=sys.stderr, flush=True)
         control = PLAIN if options.vreason is None else VReason(options.vreason)
         answered = generate_answer(
             model,

@@ -156,37 +156,39 @@ def show_inspection(result: Result) -> None:
 
 
 def check_file(args: argparse.Namespace) -> Result:
-    from dataclasses import replace
+    import sys
     from pathlib import Path
 
     from jvlmm.config import apply_overrides
     from jvlmm.data.check import MediaOptions, data_check
     from jvlmm.recipes.sources import CheckOptions, Source, rows_of
+    from jvlmm.video.budget import DEFAULT_PIXELS
+    from jvlmm.video.overrides import overriding, overriding_pixels
+    from jvlmm.video.sampling import DEFAULT_FRAMES
 
     options = CheckOptions(max_length=args.max_length)
-    if args.model is not None:
-        from jvlmm.data.processor_files import checkpoint_pixels
-
-        options = replace(options, pixels=checkpoint_pixels(args.model))
     options = apply_overrides(options, args.overrides)
     source = Source(args.file, view=options.view, answer_types=options.answer_types, limit=options.limit)
     rows = rows_of(Path(args.file), source, args.root)
     if args.model is None:
-        media = MediaOptions(options.style, options.frames, options.pixels, options.limits)
+        media = MediaOptions(
+            options.style or "think",
+            overriding(options.frames, DEFAULT_FRAMES),
+            overriding_pixels(options.pixels, DEFAULT_PIXELS),
+            options.limits,
+        )
         return data_check(args.file, rows=rows, media=media)
-    from jvlmm.data.processor import Processor, ProcessorOptions
-    from jvlmm.data.processor_files import checkpoint_timestamps
+    from jvlmm.data.processor import Processor
+    from jvlmm.data.processor_files import Processing, checkpoint_processing, difference, processor_options
     from jvlmm.data.tokenizer import ChatTokenizer
     from jvlmm.models.huggingface import load_config
     from jvlmm.video.workers import Decoder
 
-    asked = ProcessorOptions(
-        style=options.style,
-        frames=options.frames,
-        pixels=options.pixels,
-        max_length=options.max_length,
-        timestamps=checkpoint_timestamps(args.model),
-    )
+    style = options.style or checkpoint_processing(args.model).style or "think"
+    set_here = Processing(None, options.frames, options.pixels, options.timestamps, options.text_after_media)
+    asked = processor_options(args.model, style, options.max_length, set_here, fit=options.fit)
+    if told := difference(args.model, asked):
+        print(told, file=sys.stderr, flush=True)
     config, tokenizer = load_config(args.model), ChatTokenizer.from_pretrained(args.model)
     with Decoder(workers=2, limits=options.limits) as decoder:
         return data_check(args.file, Processor(tokenizer, config, asked, decoder), rows=rows)

@@ -20,7 +20,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter of PEFT, merged into the model as it is read")
     parser.add_argument("--data", metavar="DIR|JSONL", required=True, help="a built dataset, or examples as JSONL")
     parser.add_argument("--split", default="test", help="of a built dataset (default: test)")
-    parser.add_argument("--protocol", choices=["think", "direct"], default="think", help="how to ask (default: think)")
+    parser.add_argument(
+        "--protocol", choices=["think", "direct"], help="how to ask (default: as it was trained, else think)"
+    )
     parser.add_argument(
         "--root", metavar="DIR", default="", help="holds the media of a JSONL file (default: its folder)"
     )
@@ -50,11 +52,10 @@ def evaluate(args: argparse.Namespace) -> Result:
 
     from jvlmm.cli.options import names_set
     from jvlmm.config import apply_overrides, naming_options, to_json
-    from jvlmm.data.processor_files import checkpoint_pixels
     from jvlmm.evaluation.results import claim_directory, give_back, write_results
     from jvlmm.recipes.evaluating import Evaluate
     from jvlmm.recipes.recipe import Run
-    from jvlmm.recipes.sources import Source, VisionOptions
+    from jvlmm.recipes.sources import Source
     from jvlmm.rollout.generation_config import checkpoint_sampling
     from jvlmm.training.host_memory import keep_freed_memory_on_cpu
 
@@ -64,8 +65,7 @@ def evaluate(args: argparse.Namespace) -> Result:
         model=args.model,
         adapter=args.adapter or "",
         sources=(Source(args.data, split=args.split, limit=args.limit, root=args.root),),
-        protocol=args.protocol,
-        vision=VisionOptions(pixels=checkpoint_pixels(args.model)),
+        protocol=args.protocol or trained_protocol(args.model, args.adapter),
         vreason=asked(args),
     )
     stage = apply_overrides(stage, args.overrides)
@@ -79,6 +79,15 @@ def evaluate(args: argparse.Namespace) -> Result:
     finally:
         give_back(out)
     return {**result["evaluation"], "predictions": str(out / result["path"]), "results": str(results)}
+
+
+def trained_protocol(model: str, adapter: str | None) -> str:
+    """How the checkpoint learnt to be asked; think where it does not say."""
+    from jvlmm.data.processor_files import checkpoint_processing
+
+    return {"direct": "direct", "describe": "direct"}.get(
+        checkpoint_processing(model, adapter).style or "think", "think"
+    )
 
 
 def show(result: Result) -> None:

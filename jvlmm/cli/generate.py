@@ -28,7 +28,11 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--adapter", metavar="DIR", help="a LoRA adapter of PEFT, merged into the model as it is read")
     for kind in ("video", "image"):
         parser.add_argument(f"--{kind}", metavar="FILE", dest="media", action=AppendMedia, default=(), help="a file")
-    parser.add_argument("--think", action="store_true", help="ask for <think>…</think><answer>…</answer>")
+    parser.add_argument(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        help="ask for <think>…</think><answer>…</answer> (default: as it was trained)",
+    )
     add_vreason(parser)
     add_overrides(parser, "options, such as frames.fps=1 sampling.temperature=0.7 sampling.seed=1")
 

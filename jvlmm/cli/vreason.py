@@ -42,11 +42,9 @@ def add_plot(group: Any) -> None:
 
 
 def calibrate(args: argparse.Namespace) -> Result:
-    from dataclasses import replace
     from pathlib import Path
 
     from jvlmm.config import apply_overrides
-    from jvlmm.data.processor_files import checkpoint_pixels
     from jvlmm.errors import ConfigError
     from jvlmm.recipes.calibrating import Calibrate
     from jvlmm.recipes.recipe import Run
@@ -58,7 +56,6 @@ def calibrate(args: argparse.Namespace) -> Result:
         raise ConfigError(f"--out {args.out}: the options are written as JSON; name a file that ends in .json")
     keep_freed_memory_on_cpu()
     stage = Calibrate(name=out.stem, model=args.model, sources=(Source(args.data, split=args.split),))
-    stage = replace(stage, vision=replace(stage.vision, pixels=checkpoint_pixels(args.model)))
     result = apply_overrides(stage, args.overrides).run(Run(out.parent, seed=0))
     files = {"path": str(out), "traces": [str(out.parent / trace) for trace in result["traces"]]}
     return {**result, **files}

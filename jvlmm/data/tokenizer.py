@@ -1,6 +1,5 @@
 """Messages → tokens and the mask of what the assistant says."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ import numpy as np
 from jvlmm.data.chat_template import ChatTemplate, ChatTemplateError
 from jvlmm.errors import DataError
 from jvlmm.models.config import SpecialTokens
+from jvlmm.models.huggingface.json_file import optional_json
+from jvlmm.models.huggingface.processors import BOTH
 
 IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO_PLACEHOLDER = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -46,6 +47,7 @@ class ChatTokenizer:
     def from_pretrained(cls, directory: str | Path) -> "ChatTokenizer":
         """Read tokenizer.json, tokenizer_config.json and the chat template of a checkpoint folder.
 
+        A template of the processor, beside the tokenizer's files, wins over the one in tokenizer_config.json.
         Raises DataError naming the file that is missing or cannot be read.
         """
         directory = Path(directory)
@@ -59,9 +61,15 @@ class ChatTokenizer:
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DataError(f"{directory}: the tokenizer files cannot be read ({reason}); copy them again") from error
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = _processor_template(directory)
-        return cls(tokenizer, _template_source(directory))
+        template, source = _processor_template(directory)
+        if template is not None:
+            tokenizer.chat_template = template
+        if not isinstance(tokenizer.chat_template, str):
+            raise DataError(
+                f"{directory}: no chat template in chat_template.json, chat_template.jinja or tokenizer_config.json; "
+                "copy the template of the checkpoint there"
+            )
+        return cls(tokenizer, source)
 
     @property
     def length(self) -> int:
@@ -172,22 +180,22 @@ def _as_text(item: Mapping[str, Any]) -> str:
     return {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}.get(item["type"]) or item["text"]
 
 
-def _template_source(directory: Path) -> str:
-    """The file and key that a folder's chat template comes from, for errors."""
-    if (directory / "chat_template.jinja").is_file():
-        return f"{directory / 'chat_template.jinja'}: the chat template"
-    beside = directory / "tokenizer_config.json"
-    own = '"chat_template"' in beside.read_text(encoding="utf-8")
-    return f"{beside if own else directory / 'chat_template.json'}: chat_template"
+def _processor_template(directory: Path) -> tuple[str | None, str]:
+    """(the template that transformers' processor of this folder takes, its file and key for errors).
 
-
-def _processor_template(directory: Path) -> str:
-    """The template beside the tokenizer, where older checkpoints keep it."""
-    path = directory / "chat_template.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["chat_template"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{directory}: no chat template in tokenizer_config.json, chat_template.jinja or chat_template.json; "
-            "copy the template of the checkpoint there"
-        ) from error
+    As `ProcessorMixin.get_processor_dict` of transformers 5 chooses: one stated in processor_config.json, that of
+    chat_template.json, that of chat_template.jinja; None where only the tokenizer brings one. Raises DataError for a
+    file without a template.
+    """
+    both, older, newer = (directory / name for name in (BOTH, "chat_template.json", "chat_template.jinja"))
+    stated = optional_json(both).get("chat_template")
+    if isinstance(stated, str):
+        return stated, f"{both}: chat_template"
+    if older.is_file():
+        template = optional_json(older).get("chat_template")
+        if not isinstance(template, str):
+            raise DataError(f"{older}: holds no text chat_template; copy the template of the checkpoint there")
+        return template, f"{older}: chat_template"
+    if newer.is_file():
+        return newer.read_text(encoding="utf-8"), f"{newer}: the chat template"
+    return None, f"{directory / 'tokenizer_config.json'}: chat_template"

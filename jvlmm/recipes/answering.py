@@ -48,7 +48,9 @@ def generator_of(
         yield load_generator(
             folder,
             decoder,
-            stage.vision.processor(stage.protocol, stage.length_buckets[-1], folder, batch_of(stage, mesh)),
+            stage.vision.processor(
+                stage.protocol, stage.length_buckets[-1], folder, batch=batch_of(stage, mesh), adapter=adapter
+            ),
             stage.sampling,
             batch_of(stage, mesh),
             stage.pipeline,

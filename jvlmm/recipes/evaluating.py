@@ -87,7 +87,7 @@ class Evaluate:
         The loop meets its arguments, weights and cache, once a token.
         """
         config, mesh = for_inference(config, platform), mesh_of(self, devices)
-        frame = self.vision.pixels.video_max_pixels // config.vision.patch_size**2 if media else None
+        frame = self.vision.frame_pixels // config.vision.patch_size**2 if media else None
         batch = abstract_batch(batch_of(self, mesh), config, frame)
         control = PLAIN
         if media and self.vreason is not None:

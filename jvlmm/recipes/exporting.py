@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import jax
 
-from jvlmm.data.processor_files import write_timestamps
+from jvlmm.data.processor import ProcessorOptions
+from jvlmm.data.processor_files import write_processing
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.huggingface import save_adapter, save_checkpoint
 from jvlmm.training.finite import check_finite
@@ -24,14 +25,14 @@ def export(
     shardings: dict[str, Any],
     lora: LoraOptions | None,
     dtype: ExportType,
-    timestamps: str | None,
+    shown: ProcessorOptions,
     donate: bool = True,
     adapter: Path | None = None,
 ) -> dict[str, str]:
     """Write `models/NAME` and, with `lora`, `adapters/NAME`; returns their paths in `workdir`, `path` and `adapter`.
 
     `folder` is where the model came from, with `adapter` merged into it; `shardings` are those of `params`, the
-    adapters among them; `timestamps` are what prompts said of times, where they did not follow the folder. With
+    adapters among them; `shown` is how training showed questions and media, which the folder states then. With
     `donate` the parameters may be used up. What is written to `adapters/NAME` belongs to `folder` itself: it is the
     sum of `adapter` and what was trained.
     """
@@ -44,6 +45,7 @@ def export(
         kept = {module: sharding for module, sharding in shardings.items() if module != ADAPTERS}
         params = jax.jit(merge, out_shardings=kept, donate_argnums=0 if donate else ())(params, adapters)
     save_checkpoint(workdir / paths["path"], params, config, dtype=dtype, source_dir=folder)
-    if timestamps is not None and jax.process_index() == 0:
-        write_timestamps(workdir / paths["path"], timestamps)
+    if jax.process_index() == 0:
+        for path in paths.values():
+            write_processing(workdir / path, shown)
     return paths

@@ -210,7 +210,9 @@ class GRPO:
             processor = Processor(
                 ChatTokenizer.from_pretrained(folder),
                 policy.rollout_config,
-                self.vision.processor(self.style, self.length_buckets[-1], folder, self.of_prompt),
+                self.vision.processor(
+                    self.style, self.length_buckets[-1], folder, batch=self.of_prompt, adapter=run.adapter(self.adapter)
+                ),
                 stack.enter_context(self.vision.decoder()),
             )
             prompts = stack.enter_context(self.stream(examples, processor, seed, rejected, rewarder, rates))
@@ -360,4 +362,5 @@ class GRPO:
         """Write the policy; the paths, in the run directory."""
         weights = policy.config, state.params, policy.training.shardings.params, self.lora
         adapter = run.adapter(self.adapter)
-        return export(run.workdir, name, folder, *weights, self.export_dtype, self.vision.timestamps, donate, adapter)
+        shown = self.vision.shown(self.style, self.length_buckets[-1], folder, adapter)
+        return export(run.workdir, name, folder, *weights, self.export_dtype, shown, donate, adapter)

@@ -41,7 +41,7 @@ def policy_programs(stage: "GRPO", policy: PreparedPolicy, media: bool) -> Itera
         others += device_bytes(other.shapes)
     if stage.teaching is not None and stage.teaching.has_weights:
         others += device_bytes(jax.tree.map(lambda x: x.update(dtype=jnp.float32), policy.trained(state.params)))
-    frame = stage.vision.pixels.video_max_pixels // policy.config.vision.patch_size**2 if media else None
+    frame = stage.vision.frame_pixels // policy.config.vision.patch_size**2 if media else None
     beside = others + device_bytes(state if policy.converts else state.opt_state)
     yield from _rollout_programs(stage, policy, frame, beside)
     yield from _update_programs(stage, policy, frame, others, other)

@@ -182,7 +182,7 @@ def _overrides(stage: SFT, config: ModelConfig, mesh: MeshOptions, size: int, re
 
 def _check_frames(stage: SFT, config: ModelConfig, mesh: MeshOptions) -> None:
     """ConfigError where rows are cut so finely that a device's share of the patches holds no whole frame."""
-    frame = stage.vision.pixels.video_max_pixels // config.vision.patch_size**2
+    frame = stage.vision.frame_pixels // config.vision.patch_size**2
     share = stage.vision.patch_buckets[-1] // _split(mesh, stage.rules.media)
     if _split(mesh, stage.rules.length) > 1 and share < frame:
         raise ConfigError(

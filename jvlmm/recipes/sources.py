@@ -1,5 +1,6 @@
 """What stages read: data sets by path, and how their media are seen."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,18 +21,20 @@ from jvlmm.data.moving_shapes import (
     load,
     open_ended,
 )
-from jvlmm.data.positions import DEFAULT_TEXT_AFTER_MEDIA, TextAfterMedia
+from jvlmm.data.positions import TextAfterMedia
 from jvlmm.data.processor import ProcessorOptions
-from jvlmm.data.processor_files import checkpoint_timestamps
+from jvlmm.data.processor_files import Processing, difference, processor_options
 from jvlmm.data.prompts import Style
 from jvlmm.data.records import read_records
 from jvlmm.data.rejections import Rejected, Rejections, attempted
 from jvlmm.errors import ConfigError
 from jvlmm.recipes.recipe import Run
+from jvlmm.sharding.hosts import process_index
 from jvlmm.training.hindsight_writing import hinted
-from jvlmm.video.budget import PixelOptions
+from jvlmm.video.budget import DEFAULT_PIXELS, PixelOptions
 from jvlmm.video.fitting import FitOptions
 from jvlmm.video.limits import Limits
+from jvlmm.video.overrides import FrameOverrides, PixelOverrides, overriding_pixels
 from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
 
@@ -79,10 +82,13 @@ class CheckOptions:
     view: View = "response"
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None
-    style: Style = "think"
-    frames: FrameOptions = field(default_factory=FrameOptions)
-    pixels: PixelOptions = field(default_factory=PixelOptions)
+    style: Style | None = None  # of the prompts; None: as the checkpoint was trained, else think
+    frames: FrameOverrides = field(default_factory=FrameOverrides)  # unset: as the checkpoint asks
+    pixels: PixelOverrides = field(default_factory=PixelOverrides)  # unset: as the checkpoint asks
     limits: Limits = field(default_factory=Limits)
+    fit: FitOptions = field(default_factory=FitOptions)  # what becomes of media too large for their row
+    timestamps: str | None = None  # see ProcessorOptions; None: as the checkpoint asks
+    text_after_media: TextAfterMedia | None = None  # see positions.mrope_positions; None: as the checkpoint asks
     max_length: int = 8192  # tokens of a row
 
 
@@ -90,13 +96,13 @@ class CheckOptions:
 class VisionOptions:
     """How media are read and how much of them the model sees."""
 
-    frames: FrameOptions = field(default_factory=FrameOptions)
-    pixels: PixelOptions = field(default_factory=PixelOptions)
+    frames: FrameOverrides | FrameOptions = field(default_factory=FrameOverrides)  # unset: as the checkpoint asks
+    pixels: PixelOverrides | PixelOptions = field(default_factory=PixelOverrides)  # unset: as the checkpoint asks
     limits: Limits = field(default_factory=Limits)
     fit: FitOptions = field(default_factory=FitOptions)  # what becomes of media too large for their row
     coordinates: Coordinates | None = None  # of the boxes in answers; None: as the model's family writes them
     timestamps: str | None = None  # see ProcessorOptions; None: as the checkpoint asks
-    text_after_media: TextAfterMedia = DEFAULT_TEXT_AFTER_MEDIA  # see positions.mrope_positions
+    text_after_media: TextAfterMedia | None = None  # see positions.mrope_positions; None: as the checkpoint asks
     workers: int | None = None  # decoding processes; None: one a usable core; 0 decodes here, for files one trusts
     cache_bytes: int = 0  # host memory for patches of files read again
     patch_buckets: tuple[int, ...] = ()  # patches of a batch; (): as many as there are
@@ -107,25 +113,38 @@ class VisionOptions:
         return Decoder(workers=self.workers, limits=self.limits)
 
     def processor(
-        self, style: Style, max_length: int, model_dir: Path, batch: BatchOptions | None = None
+        self,
+        style: Style,
+        max_length: int,
+        model_dir: Path,
+        *,
+        batch: BatchOptions | None = None,
+        adapter: Path | None = None,
     ) -> ProcessorOptions:
-        """What turns examples into sequences of at most `max_length` tokens for that checkpoint.
+        """As `shown`; where that is otherwise than the checkpoint asks, a line on stderr says so.
 
         With the shapes of a `batch` no row has more patches than its devices' share of the largest bucket.
         """
+        options = self.shown(style, max_length, model_dir, adapter)
+        told = difference(model_dir, options, adapter)
+        if told and process_index() == 0:
+            print(told, file=sys.stderr, flush=True)
         bounded = batch is not None and batch.patch_buckets
-        return ProcessorOptions(
-            style=style,
-            frames=self.frames,
-            pixels=self.pixels,
-            max_length=max_length,
-            max_patches=batch.patch_buckets[-1] // batch.shards if bounded else None,
-            fit=self.fit,
-            coordinates=self.coordinates,
-            timestamps=checkpoint_timestamps(model_dir) if self.timestamps is None else self.timestamps,
-            text_after_media=self.text_after_media,
-            cache_bytes=self.cache_bytes,
-        )
+        return replace(options, max_patches=batch.patch_buckets[-1] // batch.shards) if bounded else options
+
+    def shown(self, style: Style, max_length: int, model_dir: Path, adapter: Path | None = None) -> ProcessorOptions:
+        """What turns examples into sequences of at most `max_length` tokens for that checkpoint.
+
+        What is unset here is as the checkpoint asks, or the adapter that is merged into it.
+        """
+        asked = Processing(None, self.frames, self.pixels, self.timestamps, self.text_after_media)
+        further = {"fit": self.fit, "coordinates": self.coordinates, "cache_bytes": self.cache_bytes}
+        return processor_options(model_dir, style, max_length, asked, adapter, **further)
+
+    @property
+    def frame_pixels(self) -> int:
+        """The most pixels of a frame, for plans, which know no checkpoint."""
+        return overriding_pixels(self.pixels, DEFAULT_PIXELS).video_max_pixels
 
     def batch(
         self, batch_size: int, length_buckets: tuple[int, ...], shards: int = 1, parts: int = 1, pack: bool = False

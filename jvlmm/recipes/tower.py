@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import flax.struct
@@ -12,7 +13,7 @@ import numpy as np
 from jvlmm.data.example import Media
 from jvlmm.data.moving_shapes import scenes
 from jvlmm.data.moving_shapes.cells import CLASSES, cell_targets
-from jvlmm.data.processor import decode_patches
+from jvlmm.data.processor import ProcessorOptions, decode_patches
 from jvlmm.errors import ConfigError
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import for_training
@@ -71,7 +72,7 @@ class PretrainTower:
                 Checkpoints(run.workdir / "checkpoints" / self.name, **asdict(self.checkpoints))
             )
             progress = stack.enter_context(Progress(self.name, show=("loss", "samples_per_s")))
-            params, clips = load_params(folder, config), self._clips(run, config, "train")
+            params, clips = load_params(folder, config), self._clips(run, folder, config, "train")
             modules = {"vision": params["vision"], "merger": params["merger"], "head": _new_head(config, run.seed)}
             optimizer = make_optimizer(self.optimizer, self.steps, tuple(modules))
             state = fit(
@@ -93,18 +94,19 @@ class PretrainTower:
         trained = _resized(trained, config, _batch(clips[: self.batch_size], config))
         check_finite(trained, f"what stage {self.name!r} would export")
         save_checkpoint(run.workdir / "models" / self.name, trained, config, dtype="float32", source_dir=folder)
-        f1 = self._f1(self._clips(run, config, "validation"), config, state.params)
+        f1 = self._f1(self._clips(run, folder, config, "validation"), config, state.params)
         return {"path": f"models/{self.name}", "steps": self.steps, "f1": f1}
 
-    def _clips(self, run: Run, config: ModelConfig, split: str) -> Clips:
+    def _clips(self, run: Run, folder: Path, config: ModelConfig, split: str) -> Clips:
         """All clips of a split. ConfigError where there are none, or where they are not seen as they were drawn."""
         root = run.resolve(self.data)
         clips: Clips = []
+        shown = self.vision.shown("describe", ProcessorOptions.max_length, folder)
         with self.vision.decoder() as decoder:
             for scene in scenes(root, split):
                 if not scene.is_image:
                     media = Media("video", str(root / scene.media))
-                    seen = decode_patches(media, decoder, self.vision.frames, self.vision.pixels, config.vision)
+                    seen = decode_patches(media, decoder, shown.frames, shown.pixels, config.vision)
                     targets = cell_targets(scene)
                     features, cells = len(seen.pixels) // config.vision.spatial_merge_size**2, len(targets)
                     if features != cells:

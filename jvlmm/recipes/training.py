@@ -94,7 +94,9 @@ class SFT:
             processor = Processor(
                 ChatTokenizer.from_pretrained(folder),
                 self.execution(load_config(folder), mesh, jax.default_backend()),
-                self.vision.processor(self.style, self.length_buckets[-1], folder, self.batch(mesh)),
+                self.vision.processor(
+                    self.style, self.length_buckets[-1], folder, batch=self.batch(mesh), adapter=adapter
+                ),
                 stack.enter_context(self.vision.decoder()),
             )
             loader = stack.enter_context(
@@ -155,15 +157,15 @@ class SFT:
         self, run: Run, folder, config: ModelConfig, state: TrainState, prepared: PreparedTraining
     ) -> dict[str, str]:
         """Write what was trained; the paths, in the run directory. The state is used up."""
-        weights = config, state.params, prepared.shardings.params, self.lora
+        weights, adapter = (config, state.params, prepared.shardings.params, self.lora), run.adapter(self.adapter)
         return export(
             run.workdir,
             self.name,
             folder,
             *weights,
             self.export_dtype,
-            self.vision.timestamps,
-            adapter=run.adapter(self.adapter),
+            self.vision.shown(self.style, self.length_buckets[-1], folder, adapter),
+            adapter=adapter,
         )
 
     def programs(
@@ -173,7 +175,7 @@ class SFT:
         mesh = make_mesh(self.mesh, devices)
         config = self.execution(config, mesh, platform)
         prepared = self.prepare(config, mesh, platform)
-        frame = self.vision.pixels.video_max_pixels // config.vision.patch_size**2 if media else None
+        frame = self.vision.frame_pixels // config.vision.patch_size**2 if media else None
         batch = abstract_batch(self.batch(mesh), config, frame)
         placed = laid_out(batch, batch_shardings(batch, mesh, self.rules))
         lengths = np.full(self.batch_size, self.length_buckets[-1])

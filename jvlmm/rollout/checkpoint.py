@@ -10,7 +10,7 @@ from jvlmm.data.batch import BatchOptions
 from jvlmm.data.example import Example, Media
 from jvlmm.data.loader import DEFAULT_PIPELINE, PipelineOptions
 from jvlmm.data.processor import Decoder, Processor, ProcessorOptions
-from jvlmm.data.processor_files import checkpoint_pixels, checkpoint_timestamps
+from jvlmm.data.processor_files import processor_options
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.errors import DataError
 from jvlmm.models.execution import for_inference, on_mesh
@@ -71,8 +71,7 @@ def generate_answer(
     Raises DataError with the reason where it cannot be asked, and what `load_generator` raises.
     """
     if processor is None:
-        shown = {"pixels": checkpoint_pixels(model_dir), "timestamps": checkpoint_timestamps(model_dir)}
-        processor = ProcessorOptions(style="describe", **shown)
+        processor = processor_options(model_dir, "describe", ProcessorOptions.max_length, adapter=adapter)
     buckets = tuple(2**power for power in range(8, processor.max_length.bit_length())) + (processor.max_length,)
     batch = BatchOptions(batch_size=1, length_buckets=tuple(sorted(set(buckets))))
     generator = load_generator(model_dir, decoder, processor, sampling, batch, control=control, adapter=adapter)

@@ -169,6 +169,49 @@ def test_template_may_stand_in_a_file_beside(tokenizer_dir, tmp_path, tokenizer,
     assert opened.encode_chat(messages)[0].tolist() == tokenizer.encode_chat(messages)[0].tolist()
 
 
+@pytest.mark.parametrize(
+    ("beside", "chosen"),
+    [
+        ((), "tokenizer"),
+        (("chat_template.jinja",), "jinja"),
+        (("chat_template.json",), "json"),
+        (("chat_template.json", "chat_template.jinja"), "json"),
+        (("chat_template.json", "chat_template.jinja", "processor_config.json"), "processor"),
+    ],
+)
+def test_the_template_is_the_one_that_transformers_processor_chooses(tokenizer_dir, tmp_path, beside, chosen):
+    """As `ProcessorMixin.get_processor_dict` of transformers 5, which knows nothing of the tokenizer's own."""
+    from transformers.processing_utils import ProcessorMixin
+
+    shutil.copytree(tokenizer_dir, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    template = config["chat_template"]
+
+    def marked(name):
+        return "{{ '" + name + "' }}" + template
+
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": marked("tokenizer")}))
+    texts = {
+        "chat_template.jinja": marked("jinja"),
+        "chat_template.json": json.dumps({"chat_template": marked("json")}),
+        "processor_config.json": json.dumps({"chat_template": marked("processor"), "processor_class": "x"}),
+    }
+    for name in beside:
+        (tmp_path / name).write_text(texts[name])
+    if beside:
+        theirs = ProcessorMixin.get_processor_dict(tmp_path)[0]["chat_template"]
+        assert theirs.startswith("{{ '" + chosen)
+    opened = ChatTokenizer.from_pretrained(tmp_path)
+    assert opened.decode(opened.encode_chat(_answered("x"))[0]).startswith(chosen)
+
+
+def test_a_template_file_without_a_template_is_named(tokenizer_dir, tmp_path):
+    shutil.copytree(tokenizer_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.json").write_text("{}")
+    with pytest.raises(DataError, match="chat_template.json: holds no text chat_template"):
+        ChatTokenizer.from_pretrained(tmp_path)
+
+
 def test_encoding_is_cheap(tokenizer):
     messages = _answered("<think>The red circle moves left.</think><answer>A</answer>")
     tokenizer.encode_chat(messages)

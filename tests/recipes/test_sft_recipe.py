@@ -8,7 +8,7 @@ import pytest
 from recipe_processes import finish, kill_after, start
 
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
-from jvlmm.data.processor_files import checkpoint_timestamps
+from jvlmm.data.processor_files import checkpoint_processing
 from jvlmm.data.tokenizer import ChatTokenizer
 from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.recipes.sources import VisionOptions
@@ -112,8 +112,10 @@ def test_the_export_is_an_ordinary_checkpoint(finished):
     config = load_config(folder)
     assert set(load_params(folder, config)) == {"vision", "merger", "decoder"}
     assert ChatTokenizer.from_pretrained(folder).length == config.text.vocab_size
-    assert checkpoint_timestamps(folder.parent / "new") == "{:.1f}"
-    assert checkpoint_timestamps(folder) == "{:.0f}s", "it was trained with these"
+    assert checkpoint_processing(folder.parent / "new").timestamps == "{:.1f}"
+    shown = VisionOptions().shown("think", 8192, folder)
+    assert checkpoint_processing(folder).style == "think" and shown.text_after_media == "max"
+    assert shown.timestamps == "{:.0f}s" and shown.pixels.video_max_pixels == 7056, "it was trained with these"
 
 
 def test_a_run_killed_three_times_repeats_every_loss_to_the_bit(config, finished, tmp_path):

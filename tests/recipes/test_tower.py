@@ -75,8 +75,9 @@ def test_features_have_twice_the_size_of_words(folder, trained):
     params = load_params(folder / trained["path"], config)
     scene = next(s for s in scenes(folder / "data", "train") if not s.is_image)
     media = Media("video", str(folder / "data" / scene.media))
+    shown = STAGE.vision.shown("describe", 8192, folder / trained["path"])
     with STAGE.vision.decoder() as decoder:
-        seen = decode_patches(media, decoder, STAGE.vision.frames, STAGE.vision.pixels, config.vision)
+        seen = decode_patches(media, decoder, shown.frames, shown.pixels, config.vision)
     vision, _ = build_vision_inputs([seen.pixels], [seen.grid], config.vision)
     features, words = encode_vision(params, config, vision), params["decoder"]["embed"]["embedding"]
     assert np.sqrt(np.mean(features**2) / np.mean(words**2)) == pytest.approx(2, rel=0.2)

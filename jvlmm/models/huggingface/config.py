@@ -12,6 +12,7 @@ from jvlmm.errors import CheckpointError
 from jvlmm.models.config import ModelConfig, SpecialTokens, TextConfig, VisionConfig
 from jvlmm.models.huggingface.files import has_own_head
 from jvlmm.models.huggingface.json_file import optional_json, read_json
+from jvlmm.models.huggingface.processors import normalisation
 from jvlmm.models.huggingface.refusals import (
     check_generation,
     check_shape,
@@ -28,7 +29,7 @@ def load_config(directory: str | Path) -> ModelConfig:
     """Shape and special tokens of the checkpoint in `directory`; execution options keep their defaults.
 
     Reads the flat layout of the hub (`rope_scaling`) and the nested one of transformers 5 (`rope_parameters`), the
-    end and pad tokens of generation_config.json and the normalisation of preprocessor_config.json where they exist.
+    end and pad tokens of generation_config.json and the normalisation of the processor files where they exist.
     Where config.json ties the head to the embedding and the weights hold a head that differs, the head counts, as
     transformers 5 has it. Raises CheckpointError for a missing or malformed file, sizes no model has, another
     architecture, quantised weights, an adapter without its model, or a feature that is not supported.
@@ -51,7 +52,7 @@ def load_config(directory: str | Path) -> ModelConfig:
         config = Qwen2_5_VLConfig.from_dict(raw)
         _require_supported(config, path)
         found = ModelConfig(
-            vision=_vision_config(config, optional_json(directory / "preprocessor_config.json")),
+            vision=_vision_config(config, directory),
             text=_text_config(config),
             tokens=_special_tokens(config, generation),
         )
@@ -140,17 +141,17 @@ def _require_supported(config: Qwen2_5_VLConfig, path: Path) -> None:
             raise CheckpointError(f"{path}: {name} is {found!r}; only {supported!r} is supported")
 
 
-def _vision_config(config: Qwen2_5_VLConfig, preprocessor: dict[str, Any]) -> VisionConfig:
+def _vision_config(config: Qwen2_5_VLConfig, directory: Path) -> VisionConfig:
     vision = config.vision_config
     names = (
         "depth hidden_size num_heads intermediate_size out_hidden_size patch_size temporal_patch_size "
         "spatial_merge_size window_size in_channels tokens_per_second"
     )
-    statistics = {name: tuple(preprocessor[name]) for name in ("image_mean", "image_std") if preprocessor.get(name)}
+    patches = {name: getattr(vision, name) for name in ("patch_size", "temporal_patch_size")}
     return VisionConfig(
         **{name: getattr(vision, name) for name in names.split()},
         fullatt_block_indexes=tuple(vision.fullatt_block_indexes),
-        **statistics,
+        **normalisation(directory, {**patches, "merge_size": vision.spatial_merge_size}),
     )
 
 

@@ -33,6 +33,7 @@ _COMPANIONS = (
     "added_tokens.json",
     "chat_template*",
     "*processor_config.json",
+    "jvlmm_processing.json",
 )
 
 

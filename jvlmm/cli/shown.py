@@ -1,0 +1,24 @@
+"""What `a.b=c` may set for every verb that shows media to a checkpoint; imports JAX."""
+
+from dataclasses import dataclass, field
+
+from jvlmm.data.positions import TextAfterMedia
+from jvlmm.data.processor_files import Processing
+from jvlmm.video.limits import Limits
+from jvlmm.video.overrides import FrameOverrides, PixelOverrides
+
+
+@dataclass(frozen=True)
+class ShownOptions:
+    """How media are shown to a checkpoint; what is unset is as it asks."""
+
+    frames: FrameOverrides = field(default_factory=FrameOverrides)
+    pixels: PixelOverrides = field(default_factory=PixelOverrides)
+    limits: Limits = field(default_factory=Limits)
+    timestamps: str | None = None  # see ProcessorOptions
+    text_after_media: TextAfterMedia | None = None  # see positions.mrope_positions
+
+    @property
+    def asked(self) -> Processing:
+        """What is set, for `processor_options`."""
+        return Processing(None, self.frames, self.pixels, self.timestamps, self.text_after_media)
