@@ -96,6 +96,8 @@ def test_rewards_judge_and_what_a_teacher_is_told(make, picture):
     completions = [Completion(answered(PERFECT), 9), Completion(answered(GOLD), 9)]
     right, wrong = make_rewarder(RewardOptions("default"))(completions, [prompt.example] * 2).accuracy
     assert right == pytest.approx(1, abs=1e-4) and wrong < 0.1
+    tagged = [answered(box).replace(f"<answer>{box}", f"<answer><box>{box}</box>") for box in (PERFECT, GOLD)]
+    completions = [Completion(text, 9) for text in tagged]
     parts = make_rewarder(RewardOptions("visd"))(completions, [prompt.example] * 2).parts
     for name in ("ans_viou", "thk_box"):
         assert parts[name][0] == pytest.approx(1, abs=1e-4) and parts[name][1] < 0.1
