@@ -51,6 +51,10 @@ def test_only_the_tokens_named_are_learnt(drawing, tokenizer):
     assert set(some.tokens[some.loss_mask]) == {answer[0]} < set(whole.tokens[whole.loss_mask])
     with pytest.raises(DataError, match=r"learn names 'yes no', which is \d+ tokens"):
         processor.training(dataclasses.replace(example, learn=("yes no",)))
+    with pytest.raises(
+        DataError, match="learn names '#', of which no token is learnt; name tokens that the response has"
+    ):
+        processor.training(dataclasses.replace(example, learn=("#",)))
 
 
 def test_text_only(drawing):
