@@ -111,7 +111,7 @@ TEACHERS = {  # decay, every, lines, model
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES.keys() | PROFILES.keys())
+@pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() | PROFILES.keys()))
 def test_objectives(name):
     assert asdict(PROFILES[name]) == SAME_FOR_ALL | OBJECTIVES[name]
 
@@ -120,7 +120,7 @@ def test_an_objective_without_a_name_is_grpo_without_reference_model():
     assert asdict(GRPOConfig()) == SAME_FOR_ALL
 
 
-@pytest.mark.parametrize("name", VISD.keys() | VISD_PROFILES.keys())
+@pytest.mark.parametrize("name", sorted(VISD.keys() | VISD_PROFILES.keys()))
 def test_weights_of_tokens(name):
     assert asdict(VISD_PROFILES[name]) == VISD[name]
     assert VISDConfig() == VISD_PROFILES["visd_release"]
@@ -132,12 +132,12 @@ def test_the_strength_falls_as_in_the_release():
     assert found == pytest.approx([0.5, 0.499167, 0.250833, 0.000833, 0, 0], abs=5e-7)
 
 
-@pytest.mark.parametrize("name", DISTILLATION.keys() | DISTILLATION_PROFILES.keys())
+@pytest.mark.parametrize("name", sorted(DISTILLATION.keys() | DISTILLATION_PROFILES.keys()))
 def test_divergences(name):
     assert asdict(DISTILLATION_PROFILES[name]) == DISTILLATION[name]
 
 
-@pytest.mark.parametrize("name", TEACHERS.keys() | TEACHING_PROFILES.keys())
+@pytest.mark.parametrize("name", sorted(TEACHERS.keys() | TEACHING_PROFILES.keys()))
 def test_teachers(name):
     decay, every, lines, model = TEACHERS[name]
     lesson = VISD_PROFILES[name] if name in VISD_PROFILES else DISTILLATION_PROFILES[name]
