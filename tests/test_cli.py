@@ -17,6 +17,7 @@ PATIENCE = 300  # seconds, for a loaded machine
 VERBS = (
     "run",
     "eval",
+    "compare",
     "generate",
     "data build",
     "data inspect",
@@ -135,7 +136,7 @@ def test_overrides_may_stand_anywhere():
 
 
 def test_json_is_one_object_on_the_last_line(recipe, capsys):
-    def run_recipe(config, workdir, overrides):
+    def run_recipe(config, workdir, overrides, memory_check):
         print("[1/1] sft")
         return {"workdir": workdir, "evaluations": {}, "overrides": overrides}
 
@@ -147,7 +148,7 @@ def test_json_is_one_object_on_the_last_line(recipe, capsys):
 
 
 def test_run_prints_what_changed_and_where_everything_lies(recipe, capsys):
-    def run_recipe(*_):
+    def run_recipe(*_, **__):
         evaluations = {
             "before": {"accuracy": {"overall": 0.25}, "tiou": 0.1, "box_iou": None},
             "after": {"accuracy": {"overall": 0.75}, "tiou": 0.6, "box_iou": None},
@@ -163,7 +164,7 @@ def test_run_prints_what_changed_and_where_everything_lies(recipe, capsys):
 
 
 def test_an_error_for_the_user_is_one_line(recipe, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise ConfigError("steps=-1: must be positive;\n  set steps=10")
 
     recipe(fail)
@@ -172,7 +173,7 @@ def test_an_error_for_the_user_is_one_line(recipe, capsys):
 
 
 def test_a_file_that_cannot_be_used_is_named(recipe, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise PermissionError(13, "Permission denied", "/somewhere/else")
 
     recipe(fail)
@@ -181,7 +182,7 @@ def test_a_file_that_cannot_be_used_is_named(recipe, capsys):
 
 
 def test_an_unexpected_error_is_one_line_and_names_debug(recipe, capsys):
-    def fail(*_):
+    def fail(*_, **__):
         raise KeyError("boom")
 
     recipe(fail)
@@ -193,7 +194,7 @@ def test_an_unexpected_error_is_one_line_and_names_debug(recipe, capsys):
 
 
 def test_interrupt_exits_with_130(recipe, capsys):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     recipe(interrupt)
@@ -204,7 +205,7 @@ def test_interrupt_exits_with_130(recipe, capsys):
 def test_a_closed_pipe_is_quiet():
     program = (
         "import sys, jvlmm.recipes.runner as runner, jvlmm.cli.main as cli\n"
-        "runner.run_recipe = lambda *_: {'workdir': 'x' * 100_000, 'evaluations': {}, 'stages': {}}\n"
+        "runner.run_recipe = lambda *_, **__: {'workdir': 'x' * 100_000, 'evaluations': {}, 'stages': {}}\n"
         "sys.exit(cli.main(['run', 'a.py']))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> Result | None:
     from jvlmm.sharding.hosts import joined, process_index
 
     with joined(os.environ):
-        result = run_recipe(args.config, args.workdir, tuple(args.overrides), not args.no_memory_check)
+        result = run_recipe(args.config, args.workdir, tuple(args.overrides), memory_check=not args.no_memory_check)
         return result if process_index() == 0 else None
 
 
