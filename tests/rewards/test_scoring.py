@@ -33,6 +33,8 @@ def ask(answer_type, answer, options=()):
         ("span", "1.0 to 3.0", "2.0 to 3.0", 0.5),
         ("span", "1.0 to 3.0", "3.0 to 1.0", 0),
         ("span", "1.0 to 3.0", "soon", 0),
+        ("span", "3.0 to 3.0", "3 to 3", 1),  # a moment is a span of no length
+        ("span", "3.0 to 3.0", "3 to 4", 0),
         ("boxes", "<box>[0,0,10,10]</box>", "[0,0,10,5]", 0.5),
         ("boxes", "<box>[0,0,10,10]</box>", "nowhere", 0),
     ],

@@ -32,6 +32,7 @@ def kept(logits):
         {"temperature": 1.0, "min_p": 1.5},
         {"stop": ("",)},
         {"seed": -1},
+        {"seed": 2**32},
         {"repetition_penalty": 0.0},
         {"presence_penalty": 2.5},
         {"frequency_penalty": float("nan")},
