@@ -147,7 +147,8 @@ def _first_answer(text: str) -> str:
 
 def _asks_for_both(example: Example) -> bool:
     """Whether a letter and a span are wanted in one answer."""
-    return (example.answer_type, example.question_type) == ("mcq", "temporal") and "window" in example.meta
+    is_temporal_choice = (example.answer_type, example.question_type) == ("mcq", "temporal")
+    return is_temporal_choice and example.meta.get("window") is not None
 
 
 def _gold_window(example: Example) -> Span:

@@ -21,7 +21,7 @@ class RewardTerm:
     question_types: tuple[str, ...] = ()  # () takes all
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments of the reward
-    meta: tuple[str, ...] = ()  # what the meta of a row must have; () takes all
+    meta: tuple[str, ...] = ()  # what the meta of a row must have, null is nothing; () takes all
 
     def __post_init__(self):
         if not (self.weight >= 0 and math.isfinite(self.weight)):
@@ -35,7 +35,7 @@ class RewardTerm:
     def applies(self, example: Example) -> bool:
         """Whether examples of these types, with such meta, are given the term."""
         return (
-            all(name in example.meta for name in self.meta)
+            all(example.meta.get(name) is not None for name in self.meta)
             and (not self.question_types or example.question_type in self.question_types)
             and (not self.answer_types or example.answer_type in self.answer_types)
         )

@@ -147,6 +147,9 @@ def test_the_preset_scores_every_kind_of_question():
     rewarder.check(BOTH)
     with pytest.raises(DataError, match="window is 'soon'"):
         rewarder.check(replace(BOTH, meta={"window": "soon"}))
+    without = replace(BOTH, meta={"window": None})  # as tables of rows fill a column that others need
+    rewarder.check(without)
+    assert rewarder([said("so", "B")], [without]).total.tolist() == pytest.approx([2.0])
     rewarder.check(EXAMPLE)
     with pytest.raises(DataError, match="evidence"):
         rewarder.check(replace(EXAMPLE, meta={}))
