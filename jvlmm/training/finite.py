@@ -34,10 +34,23 @@ class SkippedSteps:
         self.in_a_row = 0
 
     def check(self, number: int, figures: Mapping[str, float]) -> None:
-        """Take note of a step's metrics. Raises NotFinite where the run must end."""
+        """Take note of a step's metrics: `skipped` updates, and means of those that were made, if there were any.
+
+        Raises NotFinite where the run must end.
+        """
         tell = f"the loss is {figures['loss']:.4g}, the norm of the gradients {figures['grad_norm']:.4g}"
         if not jnp.isfinite(figures.get("param_norm", 0.0)):
             raise NotFinite(self._stage, number, number, "the update made parameters overflow")
+        if figures.get("skipped") and jnp.isfinite(figures["loss"]) and jnp.isfinite(figures["grad_norm"]):
+            # means over the updates that were made: a policy's step has several, and only some of these were skipped
+            self.in_a_row = 0
+            print(
+                f"jvlmm: step {number} of {self._stage}: loss or gradients of {figures['skipped']:.0f} of its updates "
+                "are not finite; these are skipped",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
         if not figures.get("skipped"):
             self.in_a_row = 0
             return

@@ -11,7 +11,7 @@ import toy_training as toy
 
 from jvlmm.errors import CheckpointError, ConfigError, JvlmmError
 from jvlmm.training.checkpoints import Checkpoints
-from jvlmm.training.finite import check_finite
+from jvlmm.training.finite import NotFinite, SkippedSteps, check_finite
 from jvlmm.training.loop import FitOptions
 from jvlmm.training.optimizer import OptimizerOptions, make_optimizer
 from jvlmm.training.policy import update_metrics
@@ -112,3 +112,17 @@ def test_skipped_updates_of_a_policy_are_counted_and_not_in_its_means():
     bad = {**good, "loss": np.nan, "skipped": 1.0, "kl_sum": np.nan}
     assert update_metrics([bad, good]) | {"skipped": 1.0, "loss": 2.0, "tokens": 4.0} == update_metrics([bad, good])
     assert np.isnan(update_metrics([bad])["loss"])
+
+
+def test_a_step_some_of_whose_updates_were_made_is_no_skipped_step(capsys):
+    """Its parameters have moved, and are saved; the message tells how many updates were not made."""
+    good = {"loss": 2.0, "grad_norm": 1.0, "learning_rate": 0.1, "param_norm": 3.0, "skipped": 0.0, "tokens": 4.0}
+    bad = {**good, "grad_norm": np.nan, "skipped": 1.0}
+    steps = SkippedSteps("grpo", 2, 100)
+    for number in (1, 2, 3):
+        steps.check(number, update_metrics([bad, good, bad]))
+        assert steps.in_a_row == 0
+    assert capsys.readouterr().err.count("gradients of 2 of its updates are not finite") == 3
+    steps.check(4, update_metrics([bad, bad]))
+    with pytest.raises(NotFinite, match="1 before it; no update was made"):
+        steps.check(5, update_metrics([bad, bad]))
