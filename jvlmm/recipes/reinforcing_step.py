@@ -59,7 +59,8 @@ def policy_step(
     rollouts = RecordList(run.workdir / "predictions" / f"{stage.name}.rollouts.jsonl")
 
     def record(number: int, groups: Sequence[Group]) -> None:
-        questions.rates.observe((group.prompt.example.id, group.informative) for group in groups)
+        # a question whose rewards failed has not shown whether it is too easy or too hard: it does not rest
+        questions.rates.observe((group.prompt.example.id, group.informative) for group in groups if group.compared)
         if process_index() == 0:
             rollouts(number, (record for group in groups for record in group.records(number)))
 

@@ -66,6 +66,11 @@ class Group:
         """Whether its rewards differ; else it has no gradient."""
         return bool(self.scored.any() and np.ptp(self.rewards[self.scored]) > 0)
 
+    @property
+    def compared(self) -> bool:
+        """Whether at least two of its rollouts have a reward; else nobody knows whether they differ."""
+        return bool(self.scored.sum() > 1)
+
     def records(self, step: int) -> Iterator[dict[str, Any]]:
         """Its rollouts, JSON-ready, to be read by people."""
         example = self.prompt.example
@@ -188,7 +193,10 @@ class Gatherer:
     def _with_order_bonus(
         self, params: Any, prompts: Sized[Prompt], table: RewardTable, seed: np.uint32
     ) -> RewardTable:
-        """With T-GRPO's part, `frame_order`, from rollouts on shuffled frames; images have none."""
+        """With T-GRPO's part, `frame_order`, from rollouts on shuffled frames; images have none.
+
+        Nor have videos of which no rollout could be scored, in order or shuffled.
+        """
         order, accuracy = self.options.frame_order, table.accuracy.reshape(len(prompts), -1)
         bonus, failures = np.full(accuracy.shape, np.nan), table.failures
         rows = [row for row, p in enumerate(prompts) if any(m.type == "video" for m in p.example.media)]
@@ -197,7 +205,13 @@ class Gatherer:
             sequences = [video.sequence for video in videos]
             _, rollouts, texts = self._rollouts(params, sequences, order.shuffled, seed ^ np.uint32(1))
             shuffled = self._scored(videos, rollouts, texts)
-            bonus[rows] = order.bonus(accuracy[rows], shuffled.accuracy.reshape(len(rows), -1))
+            # rollouts that could not be scored are not wrong ones: they take part on neither side
+            scored = ~np.isnan(table.total.reshape(accuracy.shape))
+            of_shuffled = shuffled.accuracy.reshape(len(rows), -1)
+            shuffled_scored = ~np.isnan(shuffled.total.reshape(of_shuffled.shape))
+            for row, others, known in zip(rows, of_shuffled, shuffled_scored, strict=True):
+                if scored[row].any() and known.any():
+                    bonus[row, scored[row]] = order.bonus(accuracy[None, row, scored[row]], others[None, known])[0]
             failures = RewardTable.joined([table, shuffled]).failures
         bonus = bonus.ravel()
         total, parts = table.total + np.nan_to_num(bonus), {**table.parts, "frame_order": bonus}
@@ -221,7 +235,7 @@ def rollout_metrics(groups: Sized[Group]) -> dict[str, float]:
     rewarded = [reward for reward in offline if not np.isnan(reward)]
     of_others = {"offline": len(offline) / len(every)} if offline else {}
     of_others |= {"reward_offline": float(np.mean(rewarded))} if rewarded else {}
-    compared = [group.rewards[group.scored] for group in groups if group.scored.sum() > 1]
+    compared = [group.rewards[group.scored] for group in groups if group.compared]
     lengths = np.array([len(rollout.tokens) for rollout in rollouts])
     return {
         "reward_std": float(np.mean([rewards.std(ddof=1) for rewards in compared])) if compared else 0.0,

@@ -46,7 +46,9 @@ def make_policy_loss(
             log_probs, diverging = diverging_log_probs(params, config, batch, tile, temperature)
             weights = token_weights(diverging, mask, objective.token_weight)
             advantages = advantages[..., None] * weights
-            further = {"token_weight_sum": jnp.sum(weights * mask * batch.rollout_mask[..., None])}
+            learnt = mask & batch.rollout_mask[..., None]  # as policy_loss counts `tokens`, by which this is divided
+            learnt = learnt if batch.truncated is None else without_truncated(learnt, batch.truncated)
+            further = {"token_weight_sum": jnp.sum(weights * learnt)}
         else:
             log_probs = group_log_probs(params, config, batch, tile, temperature)
         total, count, extras = policy_loss(

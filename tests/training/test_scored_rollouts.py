@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvlmm.data.example import Example
+from jvlmm.data.example import Example, Media
 from jvlmm.data.groups import Rollout
 from jvlmm.data.prompt_stream import Prompt
 from jvlmm.errors import ConfigError
@@ -15,10 +16,13 @@ from jvlmm.objectives.grpo import GRPOConfig
 from jvlmm.objectives.profiles import PROFILES
 from jvlmm.rewards.groups import LengthBonus
 from jvlmm.rewards.rewarder import make_rewarder
+from jvlmm.rewards.table import RewardTable
 from jvlmm.rewards.terms import RewardOptions, RewardTerm
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.training import policy_loss
 from jvlmm.training.advantage_estimator import AdvantageEstimator
 from jvlmm.training.experience import Gatherer, GroupOptions
+from jvlmm.training.frame_order import FrameOrder
 
 SAYS = ("<think>so</think><answer>A</answer>", "<think>so</think><answer>B</answer>", "A")
 PROMPTS = [
@@ -100,3 +104,62 @@ def test_a_bonus_for_length_is_a_part_of_its_own():
         np.testing.assert_array_equal(group.parts["length_bonus"], [0, 0, 0.5])
         np.testing.assert_allclose(group.rewards, [1.0, 0.1, 0.9 + 0.5])
     assert experience.metrics["reward/length_bonus"] == pytest.approx(0.5 / 3)
+
+
+@pytest.mark.parametrize(
+    ("form", "shuffled", "bonus"),
+    [
+        ("video-r1", (NAN, NAN, NAN), (NAN, NAN, NAN)),  # what order is worth is not known
+        ("video-r1", (NAN, 1.0, NAN), (NAN, 0, 0)),  # 1/2 in order, 1 shuffled
+        ("video-r1", (NAN, 0.0, 1.0), (NAN, 0.3, 0)),
+        ("paper", (NAN, NAN, NAN), (NAN, NAN, NAN)),
+        ("paper", (NAN, 1.0, NAN), (NAN, 0, 0)),
+        ("paper", (NAN, 0.0, NAN), (NAN, 0.15, 0)),
+    ],
+)
+def test_rollouts_without_a_reward_do_not_say_what_the_order_of_frames_is_worth(monkeypatch, form, shuffled, bonus):
+    """In order the first of three cannot be scored, the second is right; of shuffled frames as told."""
+    scores = iter(([NAN, 1.0, 0.0], shuffled))
+
+    def rewarder(completions, examples):
+        values = np.array(next(scores))
+        return RewardTable(values, {"accuracy": values}, values, {}, {})
+
+    monkeypatch.setattr("jvlmm.training.experience.shuffled_frames", lambda sequence, seed: sequence)
+    video = replace(PROMPTS[0].example, media=(Media("video", "v.mp4"),))
+    gather = gatherer(frame_order=FrameOrder(form=form, shuffled=3))
+    gather.rewarder = rewarder
+    (group,) = gather.gather(None, [Prompt(video, None)], None, 0).groups
+    np.testing.assert_allclose(group.parts["frame_order"], bonus)
+    np.testing.assert_allclose(group.rewards, np.nan_to_num([0, 1 + np.nan_to_num(bonus[1]), 0]))
+
+
+def test_a_group_whose_rewards_failed_has_not_been_compared(user_term):
+    """It does not rest as one whose rewards were all equal."""
+    term = user_term("return 1 / 0 if example.id == 'q' else 1.0")
+    p, q = gatherer(term, preset=None).gather(None, PROMPTS, None, 0).groups
+    assert (p.informative, p.compared) == (False, True)
+    assert (q.informative, q.compared) == (False, False)
+
+
+def test_the_mean_weight_of_tokens_is_that_of_the_tokens_learnt(monkeypatch):
+    """TW-GRPO with overlong filtering: what was cut off is neither in the sum nor in the tokens it is divided by."""
+    mask = np.array([[[True, True, False], [True, True, True]]])
+    divergence = np.array([[0.0, 1.0, 2.0]], np.float32)
+    monkeypatch.setattr(policy_loss, "diverging_log_probs", lambda *_: (jnp.zeros(mask.shape), divergence))
+    batch = SimpleNamespace(
+        completion_mask=mask,
+        advantages=np.ones((1, 2), np.float32),
+        teacher=None,
+        old_log_probs=None,
+        reference_log_probs=None,
+        sampler_log_probs=np.zeros(mask.shape, np.float32),
+        prompt_weights=np.ones(1, np.float32),
+        rollout_mask=np.ones((1, 2), bool),
+        offline=None,
+        truncated=np.array([[False, True]]),
+    )
+    objective = replace(PROFILES["tw_grpo"], token_weight=3.0)
+    _, count, sums = policy_loss.make_policy_loss(None, objective)(None, batch)
+    assert (count, sums["tokens"]) == (5, 2), "the loss is divided by all tokens"
+    assert sums["token_weight_sum"] == pytest.approx(1 + 2)
