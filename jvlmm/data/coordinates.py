@@ -139,10 +139,14 @@ def whole_numbers(text: str) -> str:
 
 def _medium(example: Example, shown: Sequence[Shown]) -> Shown | None:
     """Of which picture the example's boxes are; None where that is not known."""
-    own = {(medium.type, medium.path, medium.start, medium.end) for medium in example.media}
+    own = [(medium.type, medium.path, medium.start, medium.end) for medium in example.media]
     about = [medium for medium in shown if not own or (medium.type, medium.path, medium.start, medium.end) in own]
     if example.box_medium is not None:
-        return about[example.box_medium] if 0 <= example.box_medium < len(about) else None
+        # The number counts the row's own list; tags may show its media in another order, or one of them twice.
+        named = own[example.box_medium : example.box_medium + 1]
+        return next(
+            (medium for medium in about if [(medium.type, medium.path, medium.start, medium.end)] == named), None
+        )
     sizes = {(medium.file_size, medium.shown_size) for medium in about}
     return about[0] if len(sizes) == 1 else None
 

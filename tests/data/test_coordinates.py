@@ -89,6 +89,10 @@ def test_which_of_several_pictures_a_box_is_of_must_be_known():
         as_answered(two, "shown", [HD, other])
     assert as_answered(replace(two, box_medium=1), "shown", [HD, other]).answer == two.answer
     assert as_answered(replace(two, box_medium=0), "shown", [HD, other]).answer != two.answer
+    # Tags may show the media in another order, or one of them again in a later turn: the number counts the row's list.
+    for order in ([other, HD], [HD, HD, other], [other, other, HD]):
+        assert as_answered(replace(two, box_medium=1), "shown", order).answer == two.answer
+        assert as_answered(replace(two, box_medium=0), "shown", order).answer != two.answer
     like = replace(HD, path="/b.jpg")
     assert as_answered(two, "shown", [HD, like]) == as_answered(asked(), "shown", [HD]).__class__(
         **{**as_answered(asked(), "shown", [HD]).__dict__, "media": two.media}
