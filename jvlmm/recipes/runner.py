@@ -102,6 +102,7 @@ def agree_on_config(recipe: Recipe) -> None:
 def run_directory(folder: Path, recipe: Recipe) -> Iterator[None]:
     """Context in which the directory is this run's; one that nothing came of is left as it was found."""
     existed = folder.is_dir()
+    from_first("own directory", lambda: check_own(folder))
     with ExitStack() as stack:
         if process_index() == 0:
             try:
@@ -116,6 +117,17 @@ def run_directory(folder: Path, recipe: Recipe) -> Iterator[None]:
                 f"{folder}: process 0 writes to another directory; choose a --workdir that all processes share"
             )
         yield
+
+
+def check_own(folder: Path) -> None:
+    """Raise ConfigError where the directory's config.json is not a run's: that of a model, say, which is kept."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError:
+        config = {}
+    if config is not None and not (isinstance(config, dict) and isinstance(config.get("stages"), list)):
+        raise ConfigError(f"{path}: is not the configuration of a run; choose another --workdir")
 
 
 def cannot_write(folder: Path, error: OSError) -> JvlmmError:

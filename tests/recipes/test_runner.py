@@ -272,3 +272,14 @@ def test_references_to_stages(tmp_path):
 def test_every_shipped_configuration_loads(name):
     recipe = load_recipe(CONFIGS / name)
     assert recipe.stages and os.sep in recipe.workdir
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "qwen2_5_vl"}', '{"name": "eval", "sources": []}', "[]", "{torn"])
+def test_a_directory_with_the_config_of_something_else_is_left_as_it_was(config, tmp_path, text):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(text)
+    (folder / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"model/config.json: is not the configuration of a run; .* --workdir"):
+        run_recipe(config, folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"config.json": text, "metrics.jsonl": "{}\n"}
