@@ -65,7 +65,10 @@ def answer(
         )
         response = asdict(answered)
         for line in filter(None, (medium.reduced for medium in answered.media)):
-            print(f"{line}, to fit max_length={options.max_length} and the time of decoding", file=sys.stderr)
+            print(
+                f"{line}: all that the file has, or that fits max_length={options.max_length} and the time of decoding",
+                file=sys.stderr,
+            )
     left_out = ["id", "error"]
     if response["control"] is None:
         left_out.append("control")

@@ -102,7 +102,8 @@ def show(result: Result) -> None:
         print(f"failed: {failure['error']}")
     if result.get("reduced"):
         print(
-            f"{result['reduced']} rows were shown fewer frames or pixels than asked for, to fit; predictions tell which"
+            f"{result['reduced']} rows were shown fewer frames or pixels than asked for, as more do not fit or are not "
+            "there; predictions tell which"
         )
     print(f"every answer: {result['predictions']}")
     print(f"figures by question and answer type: {result['results']}")

@@ -89,7 +89,8 @@ def grouped(problems: Iterable[Rejected]) -> list[dict[str, Any]]:
     kinds: dict[str, list[Rejected]] = {}
     for problem in problems:
         reason = problem.reason.removeprefix(f"{problem.id}: ")
-        kinds.setdefault(_VARIES.sub("#", reason.replace(problem.id, "#")), []).append(problem)
+        own_id = rf"(?<!\w){re.escape(problem.id)}(?!\w)"  # not the digit 2 of "420 tokens" in a row called 2
+        kinds.setdefault(_VARIES.sub("#", re.sub(own_id, "#", reason)), []).append(problem)
     return [
         {"reason": of_kind[0].reason, "count": len(of_kind), "ids": [problem.id for problem in of_kind[:_NAMED]]}
         for of_kind in sorted(kinds.values(), key=len, reverse=True)

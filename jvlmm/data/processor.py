@@ -62,20 +62,17 @@ class ProcessorOptions:
 
     def __post_init__(self) -> None:
         if self.style not in ("direct", "think", "describe"):
-            raise ConfigError(f"processor.style={self.style!r} is unknown; choose direct, think or describe")
+            raise ConfigError(f"style={self.style!r} is unknown; choose direct, think or describe")
         if self.text_after_media not in TEXT_AFTER_MEDIA:
-            raise ConfigError(f"processor.text_after_media={self.text_after_media!r} is unknown; choose max or grid")
+            raise ConfigError(f"text_after_media={self.text_after_media!r} is unknown; choose max or grid")
         if self.coordinates is not None and self.coordinates not in COORDINATES:
-            raise ConfigError(
-                f"processor.coordinates={self.coordinates!r} is unknown; choose {', '.join(COORDINATES)} or none"
-            )
+            raise ConfigError(f"coordinates={self.coordinates!r} is unknown; choose {', '.join(COORDINATES)} or none")
         if self.timestamps and not tells_times(self.timestamps):
-            raise ConfigError(f"processor.timestamps={self.timestamps[:80]!r} tells no time; write {ALLOWED}")
-        if self.max_length < 1 or self.cache_bytes < 0:
-            raise ConfigError(
-                f"processor.max_length={self.max_length}, processor.cache_bytes={self.cache_bytes}: "
-                "need max_length >= 1 and cache_bytes >= 0"
-            )
+            raise ConfigError(f"timestamps={self.timestamps[:80]!r} tells no time; write {ALLOWED}")
+        if self.max_length < 1:
+            raise ConfigError(f"max_length={self.max_length} must be at least 1")
+        if self.cache_bytes < 0:
+            raise ConfigError(f"cache_bytes={self.cache_bytes} must be at least 0")
 
 
 class Processor:
@@ -275,7 +272,7 @@ class Processor:
             asked = len(measured.times)
             size = _oriented(planned_size(measured, whole, self.options.pixels), measured, patches.file_size)
         elif media.type == "video":
-            asked = self.options.frames.num_frames
+            asked = self.options.frames.asked_frames
         return Shown(
             type=media.type,
             path=media.path,

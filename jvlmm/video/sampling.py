@@ -47,6 +47,14 @@ class FrameOptions:
                 f"need {FRAME_FACTOR} <= min_frames <= max_frames"
             )
 
+    @property
+    def asked_frames(self) -> int | None:
+        """The even number of frames that `num_frames` stands for; None where it is not set."""
+        if self.num_frames is None:
+            return None
+        pairs = self.num_frames / FRAME_FACTOR
+        return (int(pairs) if self.sampler == "uniform" else round(pairs)) * FRAME_FACTOR
+
 
 def smart_nframes(total_frames: int, video_fps: float, options: FrameOptions) -> int:
     """Number of frames by the rule of `qwen_vl_utils.vision_process.smart_nframes`.
@@ -54,8 +62,8 @@ def smart_nframes(total_frames: int, video_fps: float, options: FrameOptions) ->
     Raises VideoError where the video has fewer than two frames, or fewer than `num_frames` asks for and
     `options.short` refuses it.
     """
-    if options.num_frames is not None:
-        count = round(options.num_frames / FRAME_FACTOR) * FRAME_FACTOR
+    if options.asked_frames is not None:
+        count = options.asked_frames
     else:
         low = math.ceil(options.min_frames / FRAME_FACTOR) * FRAME_FACTOR
         high = min(options.max_frames, total_frames) // FRAME_FACTOR * FRAME_FACTOR
@@ -85,7 +93,7 @@ def sample_qwen(total_frames: int, video_fps: float, options: FrameOptions) -> n
 def sample_uniform(total_frames: int, video_fps: float, options: FrameOptions) -> np.ndarray:
     """`options.num_frames`, floored to even, from the first frame to the last: int64 [n], increasing."""
     del video_fps
-    count = (options.num_frames or 0) // FRAME_FACTOR * FRAME_FACTOR
+    count = options.asked_frames or 0
     return spread(total_frames, _checked(count, total_frames, options))
 
 

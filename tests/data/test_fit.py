@@ -115,6 +115,11 @@ def test_what_fits_is_shown_as_ever(asked, minute):
 
 def test_a_clip_of_fewer_frames_than_asked_for_gives_all_it_has(asked, minute):
     part = Media("video", minute.path, start=0.0, end=4.5)
+    for odd in (FrameOptions(num_frames=9), FrameOptions(num_frames=9, sampler="uniform")):
+        (shown,) = asked(part, frames=odd).sequence.shown
+        assert len(shown.frames) == 8 and not shown.reduced, (
+            "an odd number asks for the even one that the sampler takes"
+        )
     (shown,) = asked(part, frames=FrameOptions(num_frames=16)).sequence.shown
     assert shown.frames == tuple(range(10)) and shown.asked_frames == 16
     with pytest.raises(VideoError, match=r"has 10 frames, 16 are asked for; .*frames.short=fewer"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jvlmm
+from jvlmm.config import naming_options
 from jvlmm.data.positions import mrope_positions
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.processor_files import (
@@ -22,6 +23,7 @@ from jvlmm.errors import CheckpointError, ConfigError
 from jvlmm.models.config import SpecialTokens, VisionConfig
 from jvlmm.models.huggingface.processors import normalisation
 from jvlmm.recipes.sources import VisionOptions
+from jvlmm.recipes.training import SFT
 from jvlmm.video.budget import DEFAULT_PIXELS, PixelOptions, image_size, video_frame_size
 from jvlmm.video.overrides import FrameOverrides, PixelOverrides
 from jvlmm.video.sampling import FrameOptions
@@ -234,3 +236,16 @@ def test_a_form_of_times_that_is_none_is_named_at_once(tmp_path, form):
 def test_forms_of_times_are_read(tmp_path, form):
     (tmp_path / "video_preprocessor_config.json").write_text(json.dumps({"timestamps": form}))
     assert checkpoint_processing(tmp_path).timestamps == form == ProcessorOptions(timestamps=form).timestamps
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (VisionOptions(timestamps="abc"), "sft.vision.timestamps='abc'"),
+        (VisionOptions(cache_bytes=-1), "sft.vision.cache_"),
+    ],
+)
+def test_an_option_is_named_as_it_is_typed(tmp_path, options, named):
+    stage = SFT(name="sft", vision=options)
+    with pytest.raises(ConfigError, match=f"^{named}"), naming_options(stage, "sft"):
+        stage.vision.shown("think", 64, tmp_path)

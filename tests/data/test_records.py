@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jvlmm.data.check import data_check, histogram
+from jvlmm.data.check import data_check, grouped, histogram
 from jvlmm.data.example import Example, Media
 from jvlmm.data.records import read_examples, read_records, write_examples
 from jvlmm.data.rejections import Rejected, Rejections
@@ -419,3 +419,8 @@ def test_a_row_names_the_coordinates_of_its_boxes(tmp_path):
     reasons = [rejected.reason for rejected in records.rejected]
     assert "coordinates is 'inches'; allowed: file, shown, per-mille, shares" in reasons[0]
     assert "box_medium is 2; give the number of one of the 2 media" in reasons[1]
+
+
+def test_reasons_are_of_one_kind_whatever_digits_the_ids_are():
+    problems = [Rejected(str(k), f"{k}: 74 tokens (9 visual) exceed max_length=20") for k in (1, 2, 4, 74)]
+    assert [(group["count"], group["ids"]) for group in grouped(problems)] == [(4, ["1", "2", "4", "74"])]
