@@ -45,7 +45,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
             raise DataError(f"{path}: one file of predictions is expected, there is {names}; name the file itself")
         (path,) = found
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no predictions ({error}); pass a JSONL file that `jvlmm eval` wrote") from error
     needed = {"id", "correct", "score", "question_type", "answer_type"}

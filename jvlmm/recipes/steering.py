@@ -66,16 +66,21 @@ def off_message(without_video: int) -> str:
 
 def with_video(examples: Iterable[Example], limit: int) -> list[Example]:
     """The first `limit` questions that have a video, which alone V-Reason steers. ConfigError where none has."""
-    found = list(islice((row for row in examples if any(media.type == "video" for media in row.media)), limit))
+    found = list(islice((row for row in examples if _has_video(row)), limit))
     if not found:
         raise ConfigError("no question has a video, and without one V-Reason is off; give questions about videos")
     return found
 
 
+def _has_video(row: Example) -> bool:
+    """Whether any turn of a conversation shows a video."""
+    return any(media.type == "video" for turn in (*row.earlier, row) for media in turn.media)
+
+
 def read_entropies(path: str | Path) -> list[list[float]]:
     """The entropies of every answer of a file of traces. DataError where it cannot be read or holds something else."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); pass a file of traces/") from error
     try:

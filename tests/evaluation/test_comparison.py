@@ -116,3 +116,10 @@ def test_what_is_no_file_of_predictions_is_one_line(tmp_path):
     (tmp_path / "y.jsonl").touch()
     with pytest.raises(DataError, match="name the file itself"):
         read_predictions(tmp_path)
+
+
+def test_a_response_may_hold_what_unicode_takes_for_the_end_of_a_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text(
+        json.dumps(row("1", True, raw="a\u2028b\x85c"), ensure_ascii=False) + "\n", "utf-8"
+    )
+    assert [found["raw"] for found in read_predictions(tmp_path)] == ["a\u2028b\x85c"]

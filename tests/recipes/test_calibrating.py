@@ -31,6 +31,8 @@ def test_questions_about_videos_are_kept_up_to_the_limit():
     assert [row.id for row in with_video(rows, 2)] == ["2", "3"]
     with pytest.raises(ConfigError, match="no question has a video"):
         with_video(rows[:1], 2)
+    follow_up = Example("5", "And now?", "SECRET", "text", earlier=(example("6", response="A dog."),))
+    assert with_video([follow_up], 1) == [follow_up], "its video stands in an earlier turn"
 
 
 def test_a_curve_goes_on_as_long_as_half_of_the_questions():
@@ -114,3 +116,5 @@ def test_what_is_no_trace_is_named(tmp_path):
             read_entropies(path)
     path.write_text(json.dumps({"id": "1", "entropy": [1, 0.5]}))
     assert read_entropies(path) == [[1.0, 0.5]]
+    path.write_text('{"id": "1", "text": "a\u2028b\x85c", "entropy": [1, 0.5]}\n', encoding="utf-8")
+    assert read_entropies(path) == [[1.0, 0.5]], "only a line feed ends a line of JSON"
