@@ -148,8 +148,10 @@ def write_description(folder: Path, recipe: Recipe) -> None:
             print(f"resumed with {', '.join(names[:6])}{', …' if len(names) > 6 else ''}", flush=True)
             record.setdefault("changes", []).append({"time": session["time"], "options": changed})
     elif existing.is_file():  # of a run that never came to a checkpoint
-        for left in ("metrics.jsonl", "rejected.jsonl", "wandb.id"):
-            (folder / left).unlink(missing_ok=True)
+        for left in (folder / name for name in ("metrics.jsonl", "rejected.jsonl", "wandb.id")):
+            left.unlink(missing_ok=True)
+        for best in folder.glob("models/*-best.json"):  # what was the best of another run is no mark for this one
+            best.unlink()
     record.setdefault("sessions", []).append(session)
     try:
         write_atomically(folder / "manifest.json", json_text(record, indent=1))

@@ -102,8 +102,12 @@ def test_until_a_stage_is_done_or_has_a_checkpoint_everything_may_change(config,
     with pytest.raises(RuntimeError):
         run_recipe(config, tmp_path / "run", (f"one.fail={tmp_path / 'flag'}",))
     assert (tmp_path / "run/log").exists(), "it left something, but nothing that a stage continues from"
+    best = tmp_path / "run/models/one-best.json"
+    best.parent.mkdir()
+    best.write_text('{"accuracy": 1.0, "step": 1}')
     run_recipe(config, tmp_path / "run", ("two.text=y", "one.text=w", "seed=3", "two.fail="))
     assert json.loads((tmp_path / "run/config.json").read_text())["seed"] == 3
+    assert not best.exists(), "the accuracy that another configuration came to is no mark for this one"
 
 
 def test_a_stage_that_has_not_begun_may_change_which_is_recorded(config, tmp_path, capsys):
