@@ -41,8 +41,14 @@ class ScoringOptions:
             raise ConfigError(f"scoring.threshold={self.threshold} must be above 0 and at most 1")
         if self.text == "judge" and not (self.judge_url and self.judge_model):
             raise ConfigError("scoring.text=judge needs scoring.judge_url and scoring.judge_model")
+        given = [name for name in ("judge_url", "judge_model", "judge_cache") if getattr(self, name)]
         if self.text == "judge":
             self.endpoint()
+        elif given:
+            raise ConfigError(
+                f"scoring.{given[0]} has no effect with scoring.text={self.text!r}; set scoring.text=judge, or leave "
+                "it out"
+            )
 
     def endpoint(self) -> EndpointOptions:
         """Where the judge is asked."""

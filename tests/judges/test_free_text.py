@@ -61,6 +61,8 @@ def test_rouge_needs_a_gold_answer_that_it_can_read():
         ({"text": "bleu"}, "scoring.text='bleu' is unknown; choose exact, rouge, judge, or a function"),
         ({"text": "judge"}, "needs scoring.judge_url and scoring.judge_model"),
         ({"text": "judge", "judge_url": "ftp://x", "judge_model": "m"}, "no http or https address"),
+        ({"judge_url": "http://localhost/v1"}, "scoring.judge_url has no effect with scoring.text='exact'"),
+        ({"text": "rouge", "judge_model": "m"}, "has no effect with scoring.text='rouge'; set scoring.text=judge"),
         ({"threshold": 0.0}, "scoring.threshold=0.0"),
         ({"threshold": 1.5}, "scoring.threshold=1.5"),
     ],
