@@ -93,7 +93,10 @@ class Evaluate:
         if media and self.vreason is not None:
             visual = self.vision.patch_buckets[-1] // config.vision.spatial_merge_size**2 // self.batch_size
             control = VReason(self.vreason).planned(self.length_buckets[-1], min(visual, self.length_buckets[-1]))
-        sampling = replace(self.sampling, from_checkpoint=False)  # whose values a plan does not depend on
+        sampling = self.sampling
+        if sampling.from_checkpoint:  # no file is read for a plan: one that samples and penalises needs the most
+            temperature, penalty = sampling.temperature or 1.0, max(sampling.repetition_penalty, 1.05)
+            sampling = replace(sampling, from_checkpoint=False, temperature=temperature, repetition_penalty=penalty)
         generation = AbstractGeneration(config, batch, sampling, mesh, self.rules, frame or 0, control)
         lengths = np.full(self.batch_size, self.length_buckets[-1])
         further = self.sampling.max_tokens - 1

@@ -70,6 +70,15 @@ def test_weights_are_read_once_a_token():
     assert short["model_flops"] < 0.5 * plan["model_flops"]
 
 
+def test_sampling_that_a_checkpoint_will_say_is_planned_with_what_it_may_ask_for():
+    """Options that are refused in greedy decoding are none here; what penalties look at is read at every token."""
+    plain, asked = (
+        plan_recipe(RECIPE, "h100:8", overrides)["programs"][2]["seconds_per_sample"]
+        for overrides in ((), ("evaluate.sampling.from_checkpoint=true", "evaluate.sampling.top_k=20"))
+    )
+    assert asked > plain
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
