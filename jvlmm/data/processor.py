@@ -242,11 +242,11 @@ class Processor:
         room = min(room - room % max(options.max_length // _ROOMS, 1), most)
         plans = fitted(measured, pixels, options.fit, room=room, step_tokens=[max(step, default=0) for step in steps])
         if plans is None:
+            fewer = f"show fewer media than {len(media)}, " if len(media) > 1 else ""
             raise DataError(
                 f"{text + visual + sum(map(sum, steps))} tokens ({visual} visual) exceed max_length="
                 f"{options.max_length} or the patch buckets, even with the least of frames and pixels; shorten the "
-                f"text, show fewer media than {len(media)}, or allow longer rows (length_buckets of a stage, else "
-                "max_length)"
+                f"text, {fewer}or allow longer rows (length_buckets of a stage, else max_length)"
             )
         return tuple(None if plan == whole else plan for plan, whole in zip(plans, asked, strict=True))
 

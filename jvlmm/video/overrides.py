@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from jvlmm.errors import ConfigError
 from jvlmm.video.budget import PixelOptions
 from jvlmm.video.sampling import FRAME_FACTOR, FrameOptions
 
@@ -62,8 +63,20 @@ def stated_fields(options: Any) -> dict[str, Any]:
 
 
 def overriding(asked: "FrameOverrides | FrameOptions", base: FrameOptions) -> FrameOptions:
-    """Returns the frames to take: options that are complete are taken as they are."""
-    return asked if isinstance(asked, FrameOptions) else asked.over(base)
+    """Returns the frames to take: options that are complete are taken as they are.
+
+    Raises ConfigError for bounds on a number of frames that the checkpoint fixes, as they would do nothing.
+    """
+    if isinstance(asked, FrameOptions):
+        return asked
+    frames = asked.over(base)
+    for name in ("min_frames", "max_frames"):
+        if getattr(asked, name) is not None and frames.num_frames is not None and asked.num_frames is None:
+            raise ConfigError(
+                f"frames.{name}={getattr(asked, name)} has no effect, as the checkpoint asks for "
+                f"{frames.num_frames} frames of every video; set frames.num_frames, or frames.fps as well"
+            )
+    return frames
 
 
 def overriding_pixels(asked: "PixelOverrides | PixelOptions", base: PixelOptions) -> PixelOptions:

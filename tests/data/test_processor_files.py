@@ -25,7 +25,7 @@ from jvlmm.models.huggingface.processors import normalisation
 from jvlmm.recipes.sources import VisionOptions
 from jvlmm.recipes.training import SFT
 from jvlmm.video.budget import DEFAULT_PIXELS, PixelOptions, image_size, video_frame_size
-from jvlmm.video.overrides import FrameOverrides, PixelOverrides
+from jvlmm.video.overrides import FrameOverrides, PixelOverrides, overriding
 from jvlmm.video.sampling import FrameOptions
 
 IMAGES, VIDEOS, BOTH = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
@@ -142,6 +142,9 @@ def test_frames_by_rate_and_by_number_take_each_others_place():
     assert FrameOverrides(num_frames=8).over(uniform) == FrameOptions(sampler="uniform", num_frames=8)
     assert FrameOverrides().over(uniform) == uniform
     assert FrameOverrides(max_frames=2).over(FrameOptions()) == FrameOptions(min_frames=2, max_frames=2)
+    with pytest.raises(ConfigError, match=r"^frames\.max_frames=8 has no effect, .* 16 frames .* frames\.num_frames"):
+        overriding(FrameOverrides(max_frames=8), uniform)
+    assert overriding(FrameOverrides(fps=1.0, max_frames=8), uniform) == FrameOptions(fps=1.0, max_frames=8)
     for overrides, options in ((FrameOverrides, FrameOptions), (PixelOverrides, PixelOptions)):
         assert [field.name for field in fields(overrides)] == [field.name for field in fields(options)]
 
