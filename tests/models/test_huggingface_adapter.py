@@ -240,3 +240,18 @@ def test_what_was_trained_on_a_merged_adapter_is_written_with_it(adapters, tmp_p
     expected = merge_adapters(started, trained, options, "float32")
     assert_close(load_params(tmp_path / "base", CONFIG, adapter=tmp_path / "second"), expected)
     assert not np.allclose(params["merger"]["fc1"]["kernel"], expected["merger"]["fc1"]["kernel"])
+
+
+def test_an_adapter_is_not_added_to_the_model_that_holds_it_already(tmp_path):
+    """A stage leaves both, and `stage:NAME` names either; only together they are of no use."""
+    run = tmp_path / "run"
+    for folder in ("models", "adapters", "stages"):
+        (run / folder).mkdir(parents=True)
+    random_base(run / "models/sft")
+    adapter = write_adapter(run / "adapters/sft", pair(Q))
+    load_params(run / "models/sft", CONFIG, adapter=adapter)  # of no run, only of the same name
+    (run / "stages/sft.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="models/sft: holds the adapter .*adapters/sft already"):
+        load_params(run / "models/sft", CONFIG, adapter=adapter)
+    random_base(run / "models/base")
+    load_params(run / "models/base", CONFIG, adapter=adapter)

@@ -31,11 +31,17 @@ def load_params(
       shardings: tree of NamedSharding like the parameters; None leaves everything on the default device.
       adapter: folder of a PEFT adapter of LoRA, which is merged in float32 while the weights are read.
 
-    Raises CheckpointError where the files are missing, damaged or do not fit `config`.
+    Raises CheckpointError where the files are missing, damaged or do not fit `config`, and for an adapter that the
+    checkpoint holds already.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory; pass a folder that holds config.json")
+    if adapter is not None and _is_merged(directory.resolve(), Path(adapter).resolve()):
+        raise CheckpointError(
+            f"{directory}: holds the adapter {adapter} already, which would be added a second time; give this model "
+            "without an adapter, or the model that it was trained from with it"
+        )
     updates = {} if adapter is None else read_adapter(adapter, config)
     flat_shardings = {} if shardings is None else flatten_dict(shardings, sep=".")
     rows = _row_counts(config)
@@ -56,6 +62,13 @@ def load_params(
             # Waiting keeps dispatch from running ahead and holding more than one tensor on the host.
             params[tensor.path] = param.block_until_ready()
     return unflatten_dict(params, sep=".")
+
+
+def _is_merged(model: Path, adapter: Path) -> bool:
+    """Whether both are of one stage of a run: `models/NAME`, with the adapter merged into it, and `adapters/NAME`."""
+    of_runs = (model.parent.name, adapter.parent.name) == ("models", "adapters")
+    of_one_stage = (model.parent.parent, model.name) == (adapter.parent.parent, adapter.name)
+    return of_runs and of_one_stage and (model.parent.parent / "stages" / f"{model.name}.json").is_file()
 
 
 def _row_counts(config: ModelConfig) -> dict[str, int]:
