@@ -26,9 +26,10 @@ class AdvantageEstimator:
         """(advantages float32 [B, G], weights of prompts float32 [B]) of rewards float [B, G], tasks B names.
 
         `valid` bool [B, G] marks the rollouts that have a reward (None: all): the others are in no mean and no moment,
-        and their advantage is 0.
+        and their advantage is 0. So are rewards that are not finite, which a divergence taken off them may have made
+        so: in the moments one of them would stay for the rest of the run.
         """
-        valid = np.ones(rewards.shape, bool) if valid is None else valid
+        valid = np.isfinite(rewards) & (True if valid is None else valid)
         objective = self._objective
         weights = np.ones(len(rewards), np.float32)
         if objective.difficulty and self._recent:

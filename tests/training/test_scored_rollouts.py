@@ -89,6 +89,10 @@ def test_what_an_objective_remembers_knows_nothing_of_them_either(objective):
     assert seen.get_state() == told.get_state()
     told(with_junk, ["a", "b"], np.zeros_like(valid))
     assert told.get_state() == seen.get_state(), "a step without rewards leaves nothing behind"
+    for junk in (np.nan, -np.inf):
+        advantages, weights = told(np.array([[1.0, 3.0, junk], [2.0, 4.0, junk]]), ["a", "b"])
+        assert np.isfinite(advantages).all() and np.isfinite(weights).all() and not advantages[:, 2].any()
+    assert np.isfinite([*told.get_state()["recent"], *np.ravel(list(told.get_state()["moments"].values()))]).all()
 
 
 def test_where_no_rollout_of_a_step_has_a_reward_the_run_stops_with_the_reason(user_term):
