@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 Span = tuple[float, float]  # start, end in seconds, as written: the end may precede the start
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2, in the coordinates they are written in
 
 _FORMAT = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")

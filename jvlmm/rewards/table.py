@@ -23,7 +23,7 @@ class RewardTable:
 
     total: np.ndarray  # Σ weight · part over the terms that apply; NaN where one of them failed
     parts: dict[str, np.ndarray]  # by term, unweighted; NaN where it does not apply or failed
-    accuracy: np.ndarray  # of the first term that judges the answer; NaN where none does
+    accuracy: np.ndarray  # of the first term that judges the answer and did not fail; NaN where none does
     details: dict[str, np.ndarray]  # TERM.NAME: what users' functions report beside; NaN where they do not
     failures: dict[str, Failure]  # by term; only those that failed
 

@@ -12,7 +12,7 @@ from jvlmm.training.optimizer import Optimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters and optimiser state after `step` updates; a plain pytree."""
+    """Parameters and optimiser state after `step` steps, those whose update was skipped among them; a plain pytree."""
 
     step: jax.Array  # int32 []
     params: Mapping[str, Any]  # {module: nested dict of arrays}; the model's in its `param_dtype`, adapters float32
