@@ -43,7 +43,7 @@ def gold_span(example: Example) -> Span:
     """Start and end in seconds, in this order."""
     span = parsing.parse_span(gold_text(example))
     if span is None or span[1] < span[0]:
-        raise unusable(example, "a start in seconds and an end that is not before it")
+        raise unusable(example, "a start and a later end in seconds")
     return span
 
 

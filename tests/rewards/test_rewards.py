@@ -162,6 +162,7 @@ _ARGUMENTS = {
     "survey_iou": {"alpha": 1, "thresholds": [0.5], "bonuses": [0.5], "gamma": 1},
 }
 _RANGES = {"overlong": (-1, 0), "repetition": (-1, 0), "budget": (-1, 1), "survey_iou": (-1, 1.5)}
+_TAGGED = {"tagged_span": "From <t>1</t>s to <t>2</t>s", "tagged_box": "<box>[1,2,3,4]</box>"}  # as they are asked for
 _GOLD = {"mcq": "A", "yesno": "no", "number": "7.5", "text": "A red 7", "span": "1 to 2", "boxes": "[1,2,3,4]"}
 _TEXTS = st.lists(
     st.sampled_from(
@@ -199,5 +200,6 @@ def test_the_gold_answer_earns_all_and_no_answer_nothing(name):
     for reward, example in pairs:
         rouge = {"free_form": ("mcq", "yesno"), "strict_or_free_form": ("yesno",)}
         one_word = example.answer_type in rouge.get(name, ())  # it has no ROUGE-2
-        assert reward(say(example.answer), example) == pytest.approx(2 / 3 if one_word else 1), example
+        right = say(_TAGGED.get(name, example.answer))
+        assert reward(right, example) == pytest.approx(2 / 3 if one_word else 1), example
         assert reward(Completion("", 0), example) == reward(say(""), example) == 0, example
