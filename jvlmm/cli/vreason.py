@@ -44,7 +44,7 @@ def add_plot(group: Any) -> None:
 def calibrate(args: argparse.Namespace) -> Result:
     from pathlib import Path
 
-    from jvlmm.config import apply_overrides
+    from jvlmm.config import apply_overrides, naming_options
     from jvlmm.errors import ConfigError
     from jvlmm.recipes.calibrating import Calibrate
     from jvlmm.recipes.recipe import Run
@@ -56,7 +56,9 @@ def calibrate(args: argparse.Namespace) -> Result:
         raise ConfigError(f"--out {args.out}: the options are written as JSON; name a file that ends in .json")
     keep_freed_memory_on_cpu()
     stage = Calibrate(name=out.stem, model=args.model, sources=(Source(args.data, split=args.split),))
-    result = apply_overrides(stage, args.overrides).run(Run(out.parent, seed=0))
+    stage = apply_overrides(stage, args.overrides)
+    with naming_options(stage):
+        result = stage.run(Run(out.parent, seed=0))
     files = {"path": str(out), "traces": [str(out.parent / trace) for trace in result["traces"]]}
     return {**result, **files}
 

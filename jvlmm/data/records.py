@@ -59,7 +59,7 @@ class MediaFolders:
         folder = Path(os.path.realpath(path.parent))
         if root is not None:
             if not Path(root).is_dir():
-                raise DataError(f"root={root}: no such folder; name the one that holds the media of {path}")
+                raise DataError(f"root {root}: no such folder; name the one that holds the media of {path}")
             root = Path(os.path.realpath(root))
             return cls(root, (root, folder))
         hub = next((p.parent for p in folder.parents if p.name == "snapshots" and (p.parent / "blobs").is_dir()), None)
@@ -75,7 +75,7 @@ class MediaFolders:
         if not inside:
             raise ValueError(
                 f"media path {name!r} leaves the folder {self.root}; move the file below it, or name the folder that "
-                "holds both with root="
+                "holds both: --root of a command, root of a source"
             )
         return next((path for path in inside if os.path.exists(path)), inside[0])
 
@@ -387,7 +387,7 @@ def _media_record(example: Example, media: Media, root: Path) -> dict[str, Any]:
     if not path.is_relative_to(root):
         raise DataError(
             f"{example.id}: {media.path} lies outside {root}; write the records above their media, "
-            "or name the folder that holds them with root="
+            "or name the folder that holds them: --root of a command"
         )
     record = {"type": media.type, "path": path.relative_to(root).as_posix(), "start": media.start, "end": media.end}
     return {key: value for key, value in record.items() if value is not None}
