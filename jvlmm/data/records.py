@@ -75,7 +75,7 @@ class MediaFolders:
         if not inside:
             raise ValueError(
                 f"media path {name!r} leaves the folder {self.root}; move the file below it, or name the folder that "
-                "holds both: --root of a command, root of a source"
+                "holds both: --root of a command, root= of a source"
             )
         return next((path for path in inside if os.path.exists(path)), inside[0])
 

@@ -369,7 +369,7 @@ def test_media_lie_under_the_root_that_is_named(tmp_path, rows, name, file, root
     (tmp_path / "data/videos").symlink_to("../ext")
     path = _file(tmp_path / rows, _picture_row(name))
     for rejected in read_records(path).rejected:
-        assert "or name the folder that holds both: --root of a command, root of a source" in rejected.reason
+        assert "or name the folder that holds both: --root of a command, root= of a source" in rejected.reason
     (example,) = read_examples(path, root=tmp_path / root)
     assert example.media[0].path == str(tmp_path / file)
     write_examples(tmp_path / "again.jsonl", [example], root=tmp_path / root)
