@@ -167,7 +167,7 @@ def test_an_update_is_the_gradient_of_the_loss_through_the_whole_model(params, w
 
 @pytest.mark.parametrize(("mode", "direction"), [("always_down", -1), ("always_up", 1)])
 def test_a_small_step_moves_the_entropy_of_the_same_token(params, without_eos, batch, banned, mode, direction):
-    control = VReason(VReasonOptions(mode=mode, k=1), optax.sgd(1e-2)).fitted(batch, without_eos)
+    control = VReason(VReasonOptions(mode=mode, k=1), optax.sgd(1e-1)).fitted(batch, without_eos)
     again = replace(control, options=replace(control.options, resample_after_update=True))
     state, step = opened(params, without_eos, batch, banned, control)
     before, after = (run(of, params, without_eos, step, state.cache, state.control)[0] for of in (control, again))
