@@ -1,5 +1,6 @@
 """What keeps numbers that are not finite out of models: a check of parameters, and a count of steps without update."""
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -39,9 +40,9 @@ class SkippedSteps:
         Raises NotFinite where the run must end.
         """
         tell = f"the loss is {figures['loss']:.4g}, the norm of the gradients {figures['grad_norm']:.4g}"
-        if not jnp.isfinite(figures.get("param_norm", 0.0)):
+        if not math.isfinite(figures.get("param_norm", 0.0)):
             raise NotFinite(self._stage, number, number, "the update made parameters overflow")
-        if figures.get("skipped") and jnp.isfinite(figures["loss"]) and jnp.isfinite(figures["grad_norm"]):
+        if figures.get("skipped") and math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"]):
             # means over the updates that were made: a policy's step has several, and only some of these were skipped
             self.in_a_row = 0
             print(
