@@ -200,7 +200,7 @@ def test_an_average_follows_every_update_and_goes_when_it_is_not_needed(make, pr
     state, metrics = step(state, [prompts])
     assert "teacher/strength" not in metrics and "visd/weight" not in metrics
     _, step = make(options, updates=2, rows=1)
-    assert step.state_at(state, 1).teacher is not None and step.with_teacher(state, 2).teacher is None
+    assert step.state_at(state, 1).teacher is not None and step.state_at(state, 2).teacher is None
 
 
 @pytest.mark.parametrize(
