@@ -147,12 +147,12 @@ def test_a_step_that_overflows_is_not_taken():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("k=0", "vreason.k=0 is not allowed; give an integer of at least 1"),
-        ("lr=0", "vreason.lr=0.0 is not allowed; give a positive number"),
-        ("lr=inf", "vreason.lr=inf is not allowed"),
-        ("beta=1", "vreason.beta=1.0 is not allowed"),
-        ("inner_steps=0", "vreason.inner_steps=0 is not allowed"),
-        ("min_entropy=-1", "vreason.min_entropy=-1.0 is not allowed"),
+        ("k=0", "k=0 is not allowed; give an integer of at least 1"),
+        ("lr=0", "lr=0.0 is not allowed; give a positive number"),
+        ("lr=inf", "lr=inf is not allowed"),
+        ("beta=1", "beta=1.0 is not allowed"),
+        ("inner_steps=0", "inner_steps=0 is not allowed"),
+        ("min_entropy=-1", "min_entropy=-1.0 is not allowed"),
         ("lite.ratio=1", "lite.ratio=1.0 is not allowed; give a number in \\(0, 1\\)"),
         ("lite.ratio=0", "lite.ratio=0.0 is not allowed"),
         ("mode=sideways", "sideways"),
