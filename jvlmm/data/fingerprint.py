@@ -61,6 +61,11 @@ def _changed(saved: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]
     return f": {len(saved)} files then, {len(now)} now" if len(saved) != len(now) else ""
 
 
+def example_digest(example: Example) -> str:
+    """What tells an example from another, its media by where they lie; 16 hexadecimal digits."""
+    return hashlib.sha256(_content(example, os.sep)).hexdigest()[:16]
+
+
 def _content(example: Example, folder: str) -> bytes:
     """What an example says, as bytes."""
     values = {name: value for name, value in vars(example).items() if name not in ("origin", "media", "earlier")}

@@ -1,5 +1,6 @@
 """Ask every example, score every answer, write every prediction."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any, Literal, get_args
 
 from jvlmm.data.coordinates import as_answered
 from jvlmm.data.example import Example
+from jvlmm.data.fingerprint import example_digest
 from jvlmm.data.rejections import Rejected, attempted
 from jvlmm.errors import ConfigError
 from jvlmm.evaluation.manifest import manifest_entry
 from jvlmm.evaluation.metrics import summarize
-from jvlmm.evaluation.predictions import Prediction, PredictionWriter
+from jvlmm.evaluation.predictions import Answered, Prediction, PredictionWriter
 from jvlmm.judges.free_text import Scorer
 from jvlmm.rewards.scoring import Score, score
 from jvlmm.rollout.answers import Answers
@@ -29,6 +31,7 @@ def evaluate(
     scorer: Scorer | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_response: Callable[[Response], None] | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Figures of `summarize` with a `manifest`; predictions go to `predictions_path` in the order of `examples`.
 
@@ -37,40 +40,59 @@ def evaluate(
     so are the rows of `unusable`, of which no example could be made: their type is `unusable`.
     `scorer` scores free texts otherwise than by equality; predictions it has scored name it. `reduced` counts the rows
     of which fewer frames or pixels were shown than asked for; their predictions tell which. `on_progress` is told
-    (rows done, rows in all), `on_response` every response as it comes. Raises DataError where the predictions cannot be
-    written.
+    (rows done, rows in all), `on_response` every response as it comes. With `resume` an evaluation of the same model,
+    in the same way, that was interrupted with the same `predictions_path` goes on: only the rows that it had not
+    answered, and those that failed, are asked. Raises DataError where the predictions cannot be written.
     """
     if protocol not in get_args(Protocol):
         raise ConfigError(f"protocol {protocol!r} is unknown; choose one of {', '.join(get_args(Protocol))}")
     scorer = scorer or Scorer()
     scorer.check()
+    manifest = manifest_entry(generator, protocol) | {"free_text": scorer.described()}
     predictions: dict[int, Prediction] = {}
-    waiting: dict[int, Prediction] = {}
+    waiting: dict[int, tuple[Prediction, Response]] = {}
 
     def write_waiting() -> None:
-        scored = with_free_text(list(waiting.values()), [examples[row] for row in waiting], protocol, scorer)
-        for row, prediction in zip(waiting, scored, strict=True):
+        asked = [examples[row] for row in waiting]
+        scored = with_free_text([prediction for prediction, _ in waiting.values()], asked, protocol, scorer)
+        for (row, (_, response)), example, prediction in zip(waiting.items(), asked, scored, strict=True):
             predictions[row] = prediction
-            writer.write(row, prediction)
+            writer.write(row, example_digest(example), Answered(prediction, response.tokens, response.control))
             if on_progress:
                 on_progress(len(predictions), len(examples))
         waiting.clear()
 
-    with PredictionWriter(predictions_path) as writer:
-        for row, response in generator.stream(examples):
-            waiting[row] = predict(examples[row], response, protocol)
+    with PredictionWriter(predictions_path, manifest if resume else None) as writer:
+        # What was answered before counts, and is told as if it came now.
+        rest = []
+        for row, example in enumerate(examples):
+            answered = writer.answered(row, example_digest(example)) if resume else None
+            if answered is None:
+                rest.append(row)
+                continue
+            predictions[row] = answered.prediction
+            writer.keep(row, answered.prediction)
+            if on_response:
+                on_response(_response_again(answered))
+        if predictions:
+            print(f"{writer.path}: goes on after {len(predictions)} answers", file=sys.stderr, flush=True)
+
+        # The others are asked, scored as many at a time as the scorer likes, and written at once.
+        for number, response in generator.stream([examples[row] for row in rest] if predictions else examples):
+            row = rest[number]
+            waiting[row] = predict(examples[row], response, protocol), response
             if on_response:
                 on_response(response)
             if len(waiting) >= scorer.at_once:
                 write_waiting()
         write_waiting()
+
         for row, rejected in enumerate(unusable, start=len(examples)):
             nothing = Example(rejected.id, "", "", "text", question_type="unusable")
             predictions[row] = predict(nothing, Response(rejected.id, error=rejected.message), protocol)
-            writer.write(row, predictions[row])
+            writer.keep(row, predictions[row])
     figures = summarize([predictions[row] for row in sorted(predictions)])
     reduced = sum(any("asked_frames" in m or "asked_size" in m for m in p.media) for p in predictions.values())
-    manifest = manifest_entry(generator, protocol) | {"free_text": scorer.described()}
     return {**figures, "reduced": reduced, "protocol": protocol, "manifest": manifest}
 
 
@@ -134,6 +156,22 @@ def with_free_text(
             changed |= {"score": value, "correct": value >= scorer.options.threshold}
         found[at] = replace(found[at], **changed)
     return found
+
+
+def _response_again(answered: Answered) -> Response:
+    """The response of a row that was answered before, without what only its prediction needs."""
+    prediction = answered.prediction
+    return Response(
+        id=prediction.id,
+        text=prediction.raw,
+        tokens=answered.tokens,
+        finished=prediction.finished,
+        frames=prediction.frames,
+        visual_tokens=prediction.visual_tokens,
+        text_tokens=prediction.text_tokens,
+        latency_s=prediction.latency_s,
+        control=answered.control,
+    )
 
 
 def _scored(example: Example, response: Response, protocol: Protocol) -> tuple[Example, Score]:

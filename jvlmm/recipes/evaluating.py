@@ -69,6 +69,7 @@ class Evaluate:
                 unusable=rejections.rows,
                 on_progress=lambda done, total: progress(done, total, {}),
                 on_response=None if self.vreason is None else steering,
+                resume=True,
             )
         if self.vreason is not None:
             figures["vreason"] = steering.figures()

@@ -110,7 +110,15 @@ class CompareSteering:
         """Figures of one method and seed. Rows that are no examples count as wrong, whether they had a video or not."""
         responses: list[Response] = []
         path = run.workdir / f"predictions/{self.name}.{name}.jsonl"
-        figures = evaluate(generator, examples, path, self.protocol, unusable=unusable, on_response=responses.append)
+        figures = evaluate(
+            generator,
+            examples,
+            path,
+            self.protocol,
+            unusable=unusable,
+            on_response=responses.append,
+            resume=True,
+        )
         if figures["output_tokens"] is None:
             raise ConfigError(f"stage {self.name!r}: no question could be asked: {figures['failed'][0]['error']}")
         return {

@@ -7,42 +7,38 @@ import atexit
 import json
 import os
 import signal
-import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax._src import distributed
+from jax._src.api import clean_up
 from jax._src.clusters import ClusterEnv
 from jax.errors import JaxRuntimeError
 
+import jvlmm
 from jvlmm.errors import ConfigError, JvlmmError
-from jvlmm.sharding.watch import AGAIN, GRACE_S, Failure, Watch, announce, await_verdict
+from jvlmm.sharding import relay
+from jvlmm.sharding.rendezvous import AGAIN, GRACE_S, SILENCE_S, VARIABLES, Cluster, Failure, Rendezvous, address
 
-VARIABLES = ("JVLMM_COORDINATOR", "JVLMM_NUM_PROCESSES", "JVLMM_PROCESS_ID")
-_HEARTBEAT_S = 50  # of JAX's own service, which ends the job where `Watch` cannot
+_START_S, _SCHEDULED_S = 80.0, 600.0  # until all have met, where a user starts them and where a scheduler does
+_HEARTBEAT_S = 120  # of JAX's own service, which ends the job where `Rendezvous` cannot
 _SHUTDOWN_S = 60
-_START_S = 300
-_FOREVER_MS = 7 * 24 * 3600 * 1000  # a process that waits is ended by `Watch` when another one fails
+_FOREVER_MS = 7 * 24 * 3600 * 1000  # a process that waits is ended by `Rendezvous` when another one fails
 _POLL_MS = 10_000
+_VERDICT_S = 2.0  # in which the death of a process is known to all
 _COLLECTIVES = ("Gloo", "NCCL")  # libraries whose errors tell of a lost connection
+
+_rendezvous: Rendezvous | None = None  # of this process, where it is not alone
 
 
 class AgreedExit(SystemExit):
     """An end that all processes reach at the same step: none has to tell the others."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What the environment says about the processes of this job."""
-
-    coordinator: str  # HOST:PORT of process 0
-    count: int
-    index: int
 
 
 def explicit_cluster(environ: Mapping[str, str]) -> Cluster | None:
@@ -90,61 +86,81 @@ def detected_cluster(environ: Mapping[str, str]) -> str | None:
 def start_processes(environ: Mapping[str, str]) -> None:
     """Join the other processes of this job and their devices, if the environment names any; the first use of JAX.
 
-    Processes are named by `VARIABLES`, or by a cluster JAX knows. Raises ConfigError naming the variable to mend.
+    Processes are named by `VARIABLES`, or by a cluster JAX knows. They wait for each other for JVLMM_START_TIMEOUT_S
+    seconds; where it is unset for 80, in a cluster for 600. Raises ConfigError naming who is missing, or the variable
+    to mend.
     """
-    cluster = explicit_cluster(environ)
+    global _rendezvous
+    cluster, devices = explicit_cluster(environ), None
+    start_s = _start_s(environ, _SCHEDULED_S if cluster is None else _START_S)
+    if cluster is None and (method := detected_cluster(environ)):
+        try:
+            coordinator, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+                None, None, None, None, method, int(start_s)
+            )
+        except (ValueError, KeyError, TypeError, RuntimeError, OSError, ImportError) as error:
+            raise _cannot_join(error) from error
+        cluster = Cluster(coordinator, count, index, found_by=method)
+    if cluster is None or cluster.count == 1:
+        return
+
+    # The processes meet before JAX starts, whose own service aborts, hangs or crashes where they do not fit together.
+    versions = f"jvlmm {jvlmm.__version__} with jax {jax.__version__}"
+    rendezvous = Rendezvous(cluster, versions, end=lambda failure: _end(failure, cluster.count))
+    atexit.register(rendezvous.leave)
+    port = rendezvous.join(start_s)
+    _rendezvous = rendezvous
+
     handler = signal.getsignal(signal.SIGTERM)
-    watches: list[Watch] = []
-    atexit.register(lambda: [watch.stop() for watch in watches])  # first, so that it is called after JAX's own end
+    host, _ = address(cluster.coordinator)
+    service = f"127.0.0.1:{port if cluster.index == 0 else _start_relay(host, port)}"
+    atexit.register(clean_up)  # before the relay and this process's part in the rendezvous end
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        where = {"cluster_detection_method": detected_cluster(environ)} if cluster is None else _arguments(cluster)
-        if where["cluster_detection_method"] is None or where.get("num_processes") == 1:
-            return
-        if cluster and cluster.index > 0:
-            _wait_for_coordinator(cluster.coordinator)
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
-            **where,
-            initialization_timeout=_START_S,
+            coordinator_address=service,
+            num_processes=cluster.count,
+            process_id=cluster.index,
+            local_device_ids=devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=int(start_s),
             heartbeat_timeout_seconds=_HEARTBEAT_S,
             shutdown_timeout_seconds=_SHUTDOWN_S,
+            coordinator_bind_address=f"[::]:{port}",
         )
         jax.devices()  # each process waits for the devices of the others: none may wait for something else first
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"cannot join the other processes ({type(error).__name__}: {reason}); "
-            f"start all of them at about the same time, or name them with {', '.join(VARIABLES)}"
-        ) from error
+        raise _cannot_join(error) from error
     signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)  # JAX's would swallow it; see training.preemption
-    watches.append(Watch(_client(), process_index(), process_count()))
-    watches[0].start()
 
 
-def _arguments(cluster: Cluster) -> dict[str, Any]:
-    return {
-        "coordinator_address": cluster.coordinator,
-        "num_processes": cluster.count,
-        "process_id": cluster.index,
-        "cluster_detection_method": "deactivate",
-    }
+def _start_s(environ: Mapping[str, str], unset: float) -> float:
+    text = environ.get("JVLMM_START_TIMEOUT_S", "").strip() or str(unset)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 24 * 3600:
+        raise ConfigError(f"JVLMM_START_TIMEOUT_S={text!r} is no number of seconds: give 1 to 86400, or unset it")
+    return seconds
 
 
-def _wait_for_coordinator(address: str) -> None:
-    """Return once process 0 listens; JAX's own wait would end in a stack trace."""
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + _START_S
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"JVLMM_COORDINATOR={address}: no process 0 there within {_START_S} s ({error}); start it there, "
-                    "or correct the address"
-                ) from None
-        time.sleep(0.5)
+def _cannot_join(error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())[:300]
+    return ConfigError(
+        f"cannot join the other processes ({type(error).__name__}: {reason}); "
+        f"start all of them at about the same time, or name them with {', '.join(VARIABLES)}"
+    )
+
+
+def _start_relay(host: str, port: int) -> int:
+    """The port of this host behind which JAX's service at `host` and `port` is reached while this process lives."""
+    # Without the site's packages it starts in a moment.
+    command = [sys.executable, "-I", "-S", str(Path(relay.__file__)), host, str(port)]
+    program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    atexit.register(program.wait)
+    atexit.register(program.stdin.close)  # which ends it
+    return int(program.stdout.readline())
 
 
 @contextmanager
@@ -156,13 +172,23 @@ def joined(environ: Mapping[str, str]) -> Iterator[None]:
     except AgreedExit:
         raise
     except BaseException as error:
-        if process_count() > 1:
-            if isinstance(error, JaxRuntimeError) and any(library in str(error) for library in _COLLECTIVES):
-                await_verdict()  # a lost process breaks a collective before its silence is noticed
+        if _rendezvous:
+            _await_verdict(error)
             failure = Failure(process_index(), _status(error), _reason(error))
-            announce(_client(), failure)
+            _rendezvous.announce(failure)
             atexit.register(_leave, failure.status)
         raise
+
+
+def _await_verdict(error: BaseException) -> None:
+    """Wait as long as it may take to learn that `error` is only what another process's end did to this one.
+
+    That end is told by the thread of `Rendezvous`, which then ends this process.
+    """
+    if isinstance(error, JaxRuntimeError) and any(library in str(error) for library in _COLLECTIVES):
+        time.sleep(SILENCE_S + GRACE_S)  # a lost host breaks a collective before its silence is noticed
+    elif isinstance(error, Exception):
+        time.sleep(_VERDICT_S)
 
 
 def process_index() -> int:
@@ -235,6 +261,12 @@ def _leave(status: int) -> None:
     """End without the farewell of JAX's service, for which the others would have to be there."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if process_index() == 0:
-        time.sleep(GRACE_S)  # the others read from this process why it ends
+    _rendezvous.wait_for_others()  # they read from process 0 why it ends
     os._exit(status)
+
+
+def _end(failure: Failure, count: int) -> None:
+    """End this process as another one ended."""
+    line = f"process {failure.process} of {count} ended the job: {failure.reason}"
+    print(f"jvlmm: error: {line}", file=sys.stderr, flush=True)
+    os._exit(failure.status)

@@ -128,7 +128,9 @@ def test_a_clip_of_fewer_frames_than_asked_for_gives_all_it_has(asked, minute):
 
 def test_the_largest_patch_bucket_is_a_bound_too(asked, minute):
     batch = BatchOptions(4, (8192,), patch_buckets=(4 * 4 * 4080,), shards=4)
-    options = VisionOptions(timestamps="", patch_buckets=batch.patch_buckets).processor("direct", 8192, Path(), batch=batch)
+    options = VisionOptions(timestamps="", patch_buckets=batch.patch_buckets).processor(
+        "direct", 8192, Path(), batch=batch
+    )
     assert options.max_patches == 4 * 4080
     found = asked(minute, max_patches=options.max_patches).sequence
     assert len(found.shown[0].frames) == 16 and found.num_patches <= 4 * 4080

@@ -1,5 +1,6 @@
 """Scripted answers in, figures and prediction files out; what fails is counted, listed and harms nothing."""
 
+import dataclasses
 import json
 import os
 from types import SimpleNamespace
@@ -114,7 +115,71 @@ def test_an_interrupted_evaluation_leaves_earlier_predictions_and_what_it_had(tm
     with pytest.raises(KeyError):
         evaluate(Scripted(answers={**ANSWERS, "a": KeyError("device lost")}), EXAMPLES, path)
     assert path.read_text() == "earlier\n"
-    assert [row["id"] for row in read(tmp_path / "p.jsonl.partial")] == list("edcb")
+    _, *rows = read(tmp_path / "p.jsonl.partial")
+    assert [row["prediction"]["id"] for row in rows] == list("edcb")
+
+
+class Asked(Scripted):
+    """Remembers who was asked."""
+
+    def stream(self, examples):
+        self.asked = [example.id for example in examples]
+        yield from super().stream(examples)
+
+
+def interrupted(path, **changed):
+    """An evaluation of all rows that was lost at the last one, `a`; c failed, and d cannot be scored."""
+    with pytest.raises(KeyError):
+        evaluate(Scripted(answers={**ANSWERS, "a": KeyError("device lost")}), EXAMPLES, path, resume=True, **changed)
+
+
+def test_an_interrupted_evaluation_goes_on_with_what_it_had_not_answered(tmp_path, capsys):
+    told = [], []
+    whole = evaluate(Scripted(), EXAMPLES, tmp_path / "whole.jsonl", on_response=told[0].append)
+    path = tmp_path / "p.jsonl"
+    interrupted(path)
+    asked, seen = Asked(), []
+    figures = evaluate(
+        asked,
+        EXAMPLES,
+        path,
+        on_response=told[1].append,
+        on_progress=lambda *done: seen.append(done),
+        resume=True,
+    )
+    assert asked.asked == ["a", "c", "d"], "who failed is asked again"
+    assert figures == whole and read(path) == read(tmp_path / "whole.jsonl")
+    assert seen == [(3, 5), (4, 5), (5, 5)]
+    said = [sorted((r.id, r.text, r.tokens, r.frames, r.error) for r in responses) for responses in told]
+    assert said[0] == said[1]
+    assert list(tmp_path.glob("*.partial")) == [] and capsys.readouterr().err == f"{path}: goes on after 2 answers\n"
+
+
+@pytest.mark.parametrize("torn", [b'{"row": 3, "exam', "…".encode()[:2]])
+def test_a_torn_line_of_an_interrupted_evaluation_is_asked_again(tmp_path, torn):
+    path = tmp_path / "p.jsonl"
+    interrupted(path)
+    partial = tmp_path / "p.jsonl.partial"
+    head, first, *_ = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(head + first + torn)
+    evaluate(asked := Asked(), EXAMPLES, path, resume=True)
+    assert asked.asked == list("abcd") and [row["id"] for row in read(path)] == list("abcde")
+
+
+@pytest.mark.parametrize("other", ["weights", "protocol", "sampling", "question", "unasked"])
+def test_what_was_answered_otherwise_is_asked_again(tmp_path, other):
+    path, asked, rows, protocol = tmp_path / "p.jsonl", Asked(), list(EXAMPLES), "direct"
+    interrupted(path)
+    if other == "weights":
+        asked.params = {"w": jnp.arange(1.0, 7.0)}
+    elif other == "protocol":
+        protocol = "think"
+    elif other == "sampling":
+        asked.options = SamplingOptions(max_tokens=8, seed=4)
+    elif other == "question":
+        rows[1] = dataclasses.replace(rows[1], question="And when?")
+    evaluate(asked, rows, path, protocol, resume=other != "unasked")
+    assert asked.asked == (list("abcd") if other == "question" else list("abcde"))
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

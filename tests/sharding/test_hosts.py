@@ -1,27 +1,22 @@
 """How processes find each other, what they are told where they cannot, and how one ends the others."""
 
-import json
 import os
-import socket
+import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from recipe_processes import free_port, start_processes
 
 import jvlmm
 from jvlmm.errors import ConfigError
-from jvlmm.sharding import hosts, watch
+from jvlmm.sharding import hosts
 from jvlmm.sharding.hosts import Cluster, detected_cluster, explicit_cluster, from_first, joined, wait_for_all
 
 COMPLETE = {"JVLMM_COORDINATOR": "host:1234", "JVLMM_NUM_PROCESSES": "4", "JVLMM_PROCESS_ID": "3"}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_named_processes():
@@ -65,11 +60,10 @@ def test_clusters_known_to_jax(monkeypatch):
     assert detected_cluster(os.environ) is None
 
 
-def test_a_coordinator_that_nobody_runs_is_named(monkeypatch):
-    monkeypatch.setattr(hosts, "_START_S", 0)
-    address = f"127.0.0.1:{free_port()}"
-    with pytest.raises(ConfigError, match=f"JVLMM_COORDINATOR={address}: no process 0 there within 0 s .*refused"):
-        hosts.start_processes({**COMPLETE, "JVLMM_COORDINATOR": address})
+@pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "1e9"])
+def test_a_time_to_wait_that_is_none_is_named(seconds):
+    with pytest.raises(ConfigError, match=f"JVLMM_START_TIMEOUT_S='{seconds}' is no number of seconds"):
+        hosts.start_processes({**COMPLETE, "JVLMM_START_TIMEOUT_S": seconds})
 
 
 def test_a_single_process_stays_as_it_is():
@@ -78,55 +72,6 @@ def test_a_single_process_stays_as_it_is():
         wait_for_all("anything")
     with joined({**COMPLETE, "JVLMM_NUM_PROCESSES": "1", "JVLMM_PROCESS_ID": "0"}):
         assert from_first("anything", lambda: 4) == 4
-
-
-class Service:
-    """JAX's key-value store; the `beating` processes beat whenever anyone writes to it."""
-
-    def __init__(self, beating=()):
-        self.values, self._beating = {}, beating
-
-    def key_value_set(self, key, value, allow_overwrite=False):
-        self.values[key] = value
-        self.values |= {f"jvlmm/beats/{process}": str(time.monotonic()) for process in self._beating}
-
-    def key_value_dir_get(self, prefix):
-        return [(key, value) for key, value in self.values.items() if key.startswith(prefix)]
-
-
-class Ended(Exception):
-    pass
-
-
-def run_watch(monkeypatch, service, process):
-    """Exit status with which the watch ends its process."""
-
-    def end(status):
-        raise Ended(status)
-
-    for name, seconds in (("_PERIOD_S", 0.01), ("_SILENCE_S", 0.2), ("GRACE_S", 0.0)):
-        monkeypatch.setattr(watch, name, seconds)
-    monkeypatch.setattr(watch.os, "_exit", end)
-    with pytest.raises(Ended) as ended:
-        watch.Watch(service, process, 3).run()
-    return ended.value.args[0]
-
-
-def test_silence_is_found_by_the_first_process_and_told_to_the_others(monkeypatch, capsys):
-    service = Service(beating=(1,))
-    assert run_watch(monkeypatch, service, 0) == 1
-    assert (
-        "process 2 of 3 ended the job: no sign of life for 0 s; run the same command again" in capsys.readouterr().err
-    )
-    assert json.loads(service.values["jvlmm/failures/2"])[0] == 2
-
-
-def test_a_failure_elsewhere_ends_this_process_with_its_reason(monkeypatch, capsys):
-    service = Service()
-    watch.announce(service, watch.Failure(0, 143, "it was told to end"))
-    assert run_watch(monkeypatch, service, 1) == 143
-    line = "jvlmm: error: process 0 of 3 ended the job: it was told to end\n"
-    assert line == capsys.readouterr().err
 
 
 PROGRAM = """
@@ -181,3 +126,39 @@ def test_two_processes_of_slurm_agree_and_an_error_in_one_ends_both():
     assert all(out.splitlines()[-1] == "agreed" for out, _ in outputs)
     assert "process 1 of 2 ended the job: row 7 is damaged" in outputs[0][1]
     assert time.monotonic() - started < 60
+
+
+ENDED = """
+import os, signal, sys, threading, time
+from jvlmm.sharding import rendezvous
+from jvlmm.sharding.hosts import from_first, joined, process_index, wait_for_all
+
+rendezvous.SILENCE_S = 3.0
+with joined(os.environ):
+    me = process_index()
+    wait_for_all("here")
+    if me == int(sys.argv[1]):
+        os.kill(os.getpid(), int(sys.argv[2]))
+    from_first("never", lambda: time.sleep(600))
+"""
+
+
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGKILL, "it is gone without a word .*; look there, then run the same command again"),
+        (signal.SIGSTOP, r"no sign of life for \d s .*; run the same command again"),
+    ],
+)
+def test_the_end_of_a_process_ends_the_other_with_one_last_line(number, reason, process):
+    job = start_processes(ENDED, {}, str(process), str(int(number)))
+    survivor = job[1 - process]
+    _, error = survivor.communicate(timeout=60)
+    job[process].kill()
+    job[process].communicate(timeout=60)
+    assert survivor.returncode == 1
+    lines = error.splitlines()
+    line = f"jvlmm: error: process {process} of 2 ended the job: {reason}, it resumes from the last checkpoint"
+    assert re.fullmatch(line, lines[-1]), error
+    assert not any("terminated" in line.lower() or "***" in line for line in lines[:-1]), "no stack trace before it"
