@@ -61,6 +61,11 @@ def from_dict(cls: type[T], value: Mapping[str, Any]) -> T:
     return _from_plain(value, cls, "")
 
 
+def check_types(config: Any, path: str) -> None:
+    """Raise ConfigError for an option whose value is not of its type, as named below `path`."""
+    _from_plain(to_dict(config), type(config), path)
+
+
 def from_json(cls: type[T], text: str) -> T:
     """`from_dict` of JSON text; text that is not JSON is a ConfigError."""
     try:

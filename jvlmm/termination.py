@@ -55,7 +55,7 @@ def terminable() -> Iterator[None]:
         return
     _signals.received = _signals.lost = False
     before, hook = signal.signal(signal.SIGTERM, _raise), sys.unraisablehook
-    sys.unraisablehook = lambda unraisable: _note_lost(unraisable, hook)
+    sys.unraisablehook = noting = lambda unraisable: _note_lost(unraisable, hook)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     earlier = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -65,7 +65,8 @@ def terminable() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.set_wakeup_fd(earlier)
-        sys.unraisablehook = hook
+        if sys.unraisablehook is noting:
+            sys.unraisablehook = hook
         os.close(writing)  # the thread reads the end
 
 

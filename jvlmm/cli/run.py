@@ -28,7 +28,10 @@ def run(args: argparse.Namespace) -> Result | None:
 
     from jvlmm.recipes.runner import run_recipe
     from jvlmm.sharding.hosts import joined, process_index
+    from jvlmm.training.checkpoints import silence_failed_writes
 
+    if not args.debug:
+        silence_failed_writes()
     with joined(os.environ):
         result = run_recipe(args.config, args.workdir, tuple(args.overrides), memory_check=not args.no_memory_check)
         return result if process_index() == 0 else None

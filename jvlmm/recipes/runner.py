@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from jvlmm import __version__
-from jvlmm.config import apply_overrides, config_diff, naming_options, to_json
+from jvlmm.config import apply_overrides, check_types, config_diff, naming_options, to_json
 from jvlmm.errors import ConfigError, JvlmmError
 from jvlmm.evaluation.results import write_results
 from jvlmm.files import write_atomically
@@ -51,6 +51,7 @@ def run_recipe(
     recipe = apply_overrides(load_recipe(config_path), list(overrides))
     for stage in recipe.stages:
         with naming_options(stage, stage.name):
+            check_types(stage, stage.name)  # a file of Python may give an option anything
             getattr(stage, "check", lambda: None)()
     if memory_check:
         check_memory(recipe, jax.devices())

@@ -208,3 +208,19 @@ def _in_short(error: Exception) -> str:
 def _checksum(record: Any) -> str:
     """SHA-256 of JSON, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def silence_failed_writes() -> None:
+    """Let a write that fails be told by `Checkpoints` alone: for good, in this process.
+
+    Of the many files of a checkpoint each that cannot be written leaves a stack trace, on a full disk hundreds: from
+    asyncio, whose tasks nobody asks any more, and from threads that find its loop closed.
+    """
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    hook = sys.unraisablehook
+
+    def silent(unraisable: Any) -> None:
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            hook(unraisable)
+
+    sys.unraisablehook = silent

@@ -251,6 +251,15 @@ def test_what_is_no_recipe_says_what_one_is(tmp_path, name):
         load_recipe(tmp_path / name)
 
 
+def test_a_value_of_another_type_in_a_recipe_is_refused_by_its_name(config, tmp_path):
+    """A file of Python, unlike the command line, may give an option anything."""
+    path = tmp_path / "strange.py"
+    path.write_text(CONFIG.replace('"x"', "7").replace("FLAG", str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"one\.text.*7 is not text"):
+        run_recipe(path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_options_are_named_as_they_are_typed_where_a_stage_refuses_them(tmp_path):
     """The check of a run knows the option; the stage knows where it stands."""
     path = tmp_path / "late.py"

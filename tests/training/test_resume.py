@@ -108,6 +108,37 @@ def test_full_disk_leaves_earlier_checkpoints_intact(tmp_path):
         assert checkpoints.latest_step() == 5
 
 
+FULL = """
+import resource, sys
+from jvlmm.training.checkpoints import silence_failed_writes
+from toy_training import *
+
+silence_failed_writes()
+state = create_state(init_params(width=256), make_optimizer(OptimizerOptions(), TOTAL, MODULES))
+checkpoints = Checkpoints(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    checkpoints.save(state.replace(step=state.step + 1), {})
+    checkpoints.close()
+except Exception as error:
+    print(error, file=sys.stderr)
+"""
+
+
+def test_a_full_disk_is_told_in_one_line_by_a_command(tmp_path):
+    """Every file of the checkpoint fails in a task of its own, and each would leave a stack trace."""
+    folders = f"{Path(jvlmm.__file__).parents[1]}{os.pathsep}{Path(toy.__file__).parent}"
+    found = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": folders},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    (line,) = found.stderr.splitlines()
+    assert line.startswith("cannot save") and "free space there" in line
+
+
 def test_only_the_newest_are_kept(tmp_path):
     state = make_state()
     with Checkpoints(tmp_path, keep=2) as checkpoints:
