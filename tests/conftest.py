@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside the tests
+from xla_flags import on_devices
+
 # Before anything imports jax.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    os.environ["XLA_FLAGS"] = f"{on_devices(8)} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch, where parity tests import it
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `toy_model` and `toy_answers`
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL import Image
+from xla_flags import FAST_COMPILATION, on_devices
 
 import jvlmm
 from jvlmm.data.tokenizer import ChatTokenizer
@@ -26,7 +27,7 @@ ASSET = Path(jvlmm.__file__).parent / "assets/tiny"
 def start(config: Path, workdir: Path) -> subprocess.Popen:
     environment = {
         **os.environ,
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": FAST_COMPILATION,
         "PYTHONPATH": str(Path(jvlmm.__file__).parents[1]),
         "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
     }
@@ -61,7 +62,7 @@ def start_processes(program, variables, *arguments):
     """Two processes with four devices each."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": on_devices(4),
         "PYTHONPATH": str(Path(jvlmm.__file__).parents[1]),
         "JVLMM_COORDINATOR": f"127.0.0.1:{free_port()}",
         "JVLMM_NUM_PROCESSES": "2",
