@@ -18,6 +18,7 @@ from jvlmm.rollout.generate import cut_at_stop
 from jvlmm.rollout.generator import Response, facts_of
 from jvlmm.rollout.queues import Asked
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.rollout.stopwatch import seconds_of_work
 
 
 class Answers:
@@ -41,7 +42,7 @@ class Answers:
             text = cut_at_stop(decode(rollout.tokens), stop)
             tokens = tuple(rollout.tokens.tolist())
             of = facts.pop(number)
-            of["latency_s"] = time.perf_counter() - of["latency_s"]
+            of["latency_s"] = seconds_of_work(of["latency_s"])
             yield number, Response(examples[number].id, text, tokens, rollout.finished, **of)
         yield from failed
 

@@ -19,6 +19,7 @@ from jvlmm.data.sequence import Sequence as Prompt
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.generate import cut_at_stop, generate
 from jvlmm.rollout.sampling import SamplingOptions, banned_tokens, row_keys
+from jvlmm.rollout.stopwatch import seconds_of_work
 from jvlmm.sharding.batches import Devices
 
 
@@ -33,7 +34,7 @@ class Response:
     frames: tuple[tuple[int, ...], ...] = ()  # indices of the frames used, per medium in prompt order
     visual_tokens: int = 0
     text_tokens: int = 0  # of the prompt, media apart
-    latency_s: float = 0.0  # preparing the example, and generating the batch it was in
+    latency_s: float = 0.0  # preparing the example, and generating the batch it was in; without compilation
     error: str | None = None
     control: dict[str, Any] | None = None  # what a decode-time controller reports of it; lists have an entry a token
     media: tuple[Shown, ...] = ()  # the media as the model saw them, in prompt order
@@ -162,7 +163,7 @@ class Generator:
         with self._devices.in_use():
             given = self.params, self.config, self._devices.put(batch), self.options, keys, self._banned
             result = generate(*given, decode, self.control)
-        seconds = time.perf_counter() - begin
+        seconds = seconds_of_work(begin)
         for row, (number, name) in enumerate(zip(numbers, ids, strict=True)):
             tokens = result.tokens[row, : result.lengths[row]]
             facts = prepare.facts.pop(number)

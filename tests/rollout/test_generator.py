@@ -1,5 +1,6 @@
 """Examples in, responses out: order, failures, batching, meshes, and what is told of each response."""
 
+import time
 from dataclasses import replace
 
 import jax
@@ -107,6 +108,16 @@ def test_short_batches_compile_nothing_new(generator):
     compiled = programs.start._cache_size(), programs.decode_until._cache_size()
     generator.generate([ask(i, "2.mp4") for i in range(4)])
     assert (programs.start._cache_size(), programs.decode_until._cache_size()) == compiled
+
+
+def test_latency_is_without_compilation(params, processor):
+    """The first of two batches of one shape compiles, and neither's rows are told of it."""
+    fresh = Generator(params, processor, replace(SAMPLED, max_tokens=70), BATCH)
+    begun = time.perf_counter()
+    (first,) = fresh.generate([ask(0)])
+    wall = time.perf_counter() - begun
+    (second,) = fresh.generate([ask(1)])
+    assert 0 < first.latency_s < wall / 2 and second.latency_s > 0
 
 
 def test_text_ends_before_the_stop_string(params, processor, generator):
