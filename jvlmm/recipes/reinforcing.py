@@ -25,6 +25,7 @@ from jvlmm.errors import ConfigError, DataError
 from jvlmm.evaluation.evaluate import evaluate
 from jvlmm.files import write_atomically
 from jvlmm.json_text import json_text
+from jvlmm.judges.free_text import Scorer, ScoringOptions
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.execution import Attention, for_inference, for_training
 from jvlmm.models.huggingface import load_config, load_params
@@ -47,7 +48,7 @@ from jvlmm.rollout.features import VisualFeatures
 from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.sharding.batches import row_shards
 from jvlmm.sharding.exchange import Exchange
-from jvlmm.sharding.hosts import process_count, process_index
+from jvlmm.sharding.hosts import from_first, process_count, process_index
 from jvlmm.sharding.mesh import MeshOptions, make_mesh
 from jvlmm.sharding.rules import ShardingRules
 from jvlmm.training.agreement import AgreedPrompts, AgreedRewards
@@ -103,6 +104,7 @@ class GRPO:
     remat: Remat = "none"  # what the backward pass computes again; see `models.remat`
     attention: Attention = "auto"  # the platform's own
     evaluation: tuple[Source, ...] = ()  # asked greedily, in the same style
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)  # of free texts in the evaluation
     evaluate_every: int = 50
     log_every: int = 1
     checkpoint_every: int = 50
@@ -330,6 +332,8 @@ class GRPO:
         examples = open_sources(run, self.evaluation, unusable)
         sampling = replace(self.sampling, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
         engine, features = self.sampling_parts(policy, processor.tokenizer, sampling)
+        scorer = Scorer(self.scoring)
+        scorer.check()
         record = run.workdir / "models" / f"{self.name}-best.json"
         best = json.loads(record.read_text())["accuracy"] if record.is_file() else -1.0
 
@@ -338,7 +342,9 @@ class GRPO:
             answers = Answers(policy.sampler(state.params), processor, engine, features)
             path = predictions / f"{self.name}.{int(state.step):06d}.jsonl"
             protocol = "think" if self.style == "think" else "direct"
-            accuracy = evaluate(answers, examples, path, protocol, unusable=unusable.rows)["accuracy"]
+            figures = evaluate(answers, examples, path, protocol, unusable=unusable.rows, scorer=scorer)
+            # A judge may say another thing to each process, and all must agree on which policy is the best.
+            accuracy = from_first(f"{self.name} accuracy at {int(state.step)}", lambda: figures["accuracy"])
             if accuracy["overall"] > best:
                 best = accuracy["overall"]
                 self.export(run, f"{self.name}-best", folder, policy, state, donate=False)

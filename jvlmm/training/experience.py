@@ -109,6 +109,7 @@ class Gatherer:
     options: GroupOptions
     _seconds: dict[str, float] = field(default_factory=dict)
     _progress: float = 1.0
+    _accuracy_known: bool = False  # of any answer so far
 
     def gather(self, params: Any, prompts: Sized[Prompt], more: Draw, seed: int, progress: float = 1.0) -> Experience:
         """As many groups as there are prompts.
@@ -147,6 +148,7 @@ class Gatherer:
             rollouts[row] += of_prompt
             texts[row] += [self.engine.tokenizer.decode(rollout.tokens) for rollout in of_prompt]
         table = self._scored(prompts, rollouts, texts)
+        self._require_accuracy(table)
         if self.options.frame_order is not None:
             table = self._with_order_bonus(params, prompts, table, seed)
         if self.options.length_bonus is not None:
@@ -189,6 +191,17 @@ class Gatherer:
         table = self.rewarder(completions, _repeated([p.example for p in prompts], rollouts))
         self._seconds["reward"] += time.perf_counter() - begun
         return table
+
+    def _require_accuracy(self, table: RewardTable) -> None:
+        """Raise ConfigError where a bonus is for right answers and the first rewards do not tell which are right."""
+        bonuses = [name for name in ("length_bonus", "frame_order") if getattr(self.options, name) is not None]
+        scored = ~np.isnan(table.total)
+        self._accuracy_known |= not np.isnan(table.accuracy).all()
+        if bonuses and scored.any() and not self._accuracy_known:
+            raise ConfigError(
+                f"group.{bonuses[0]} pays for right answers, and no term of rewards says which are right: add the term "
+                "accuracy (of weight 0, say), let a function of verl's form return 'acc', or leave the bonus none"
+            )
 
     def _with_order_bonus(
         self, params: Any, prompts: Sized[Prompt], table: RewardTable, seed: np.uint32

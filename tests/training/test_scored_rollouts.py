@@ -110,6 +110,19 @@ def test_a_bonus_for_length_is_a_part_of_its_own():
     assert experience.metrics["reward/length_bonus"] == pytest.approx(0.5 / 3)
 
 
+@pytest.mark.parametrize("bonus", [{"length_bonus": LengthBonus(2, 3, 0.5)}, {"frame_order": FrameOrder()}])
+def test_a_bonus_for_right_answers_needs_to_know_which_are_right(user_term, tmp_path, bonus):
+    """A function of the user's tells a value; what is right is another thing, which it may tell too."""
+    with pytest.raises(ConfigError, match=f"group.{next(iter(bonus))} pays for right answers, and no term of rewards"):
+        gatherer(user_term("return 1.0"), preset=None, **bonus).gather(None, PROMPTS, None, 0)
+    path = tmp_path / "telling.py"
+    path.write_text(
+        "def f(data_source, solution_str, ground_truth, extra_info):\n    return {'score': 1.0, 'acc': 1.0}\n"
+    )
+    telling = gatherer(RewardTerm("telling", f"{path}:f"), preset=None, **bonus)
+    assert next(iter(bonus)) in telling.gather(None, PROMPTS, None, 0).groups[0].parts
+
+
 @pytest.mark.parametrize(
     ("form", "shuffled", "bonus"),
     [
