@@ -109,7 +109,7 @@ def start_processes(environ: Mapping[str, str]) -> None:
     rendezvous = Rendezvous(cluster, versions, end=lambda failure: _end(failure, cluster.count))
     atexit.register(rendezvous.leave)
     port = rendezvous.join(start_s)
-    _rendezvous = rendezvous
+    _rendezvous = rendezvous  # from now on this process's end is told to the others
 
     handler = signal.getsignal(signal.SIGTERM)
     host, _ = address(cluster.coordinator)
@@ -166,15 +166,15 @@ def _start_relay(host: str, port: int) -> int:
 @contextmanager
 def joined(environ: Mapping[str, str]) -> Iterator[None]:
     """Context of a command that runs in all processes: whatever ends it in one of them ends it in all."""
-    start_processes(environ)
     try:
+        start_processes(environ)
         yield
     except AgreedExit:
         raise
     except BaseException as error:
         if _rendezvous:
             _await_verdict(error)
-            failure = Failure(process_index(), _status(error), _reason(error))
+            failure = Failure(_rendezvous.process, _status(error), _reason(error))
             _rendezvous.announce(failure)
             atexit.register(_leave, failure.status)
         raise

@@ -43,9 +43,8 @@ class Cluster:
     @property
     def place(self) -> str:
         """Where process 0 is, as its user knows it."""
-        return (
-            f"{self.coordinator} (found by {self.found_by})" if self.found_by else f"{VARIABLES[0]}={self.coordinator}"
-        )
+        found, named = f"{self.coordinator} (found by {self.found_by})", f"{VARIABLES[0]}={self.coordinator}"
+        return found if self.found_by else named
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Rendezvous:
 
     def __init__(self, cluster: Cluster, versions: str, end: Callable[[Failure], None]):
         """`versions` is told to the others: a job has one."""
+        self.process = cluster.index
         self._cluster, self._end = cluster, end
         self._hello = {"process": cluster.index, "count": cluster.count, "versions": versions}
         self._loop = asyncio.new_event_loop()
@@ -125,8 +125,8 @@ class _First:
 
     async def join(self, start_s: float) -> int:
         self._met = asyncio.get_running_loop().create_future()
-        sockets = await _listen(self._cluster, self._hello)
-        self._server = await asyncio.start_server(self._receive, sock=sockets, limit=_LONGEST_MESSAGE)
+        listening = await _listen(self._cluster, self._hello)
+        self._server = await asyncio.start_server(self._receive, sock=listening, limit=_LONGEST_MESSAGE)
         self._tasks.append(asyncio.create_task(self._beat()))
         self._tasks.append(asyncio.create_task(self._await_missing(start_s)))
         self._look_whether_all_are_here()
@@ -180,12 +180,16 @@ class _First:
         if objection := self._objection(hello):
             if not self._met.done():
                 await self._refuse_all(objection)
-            await _write(writer, {"refused": objection})
+            with contextlib.suppress(OSError):
+                await _write(writer, {"refused": objection})
             writer.close()
             return
+
+        # One that is gone before it is told so is found by reading, as all others.
         process = hello["process"]
         self._present[process], self._heard[process] = writer, time.monotonic()
-        await _write(writer, {"accepted": True})
+        with contextlib.suppress(OSError):
+            await _write(writer, {"accepted": True})
         self._look_whether_all_are_here()
         while (message := await _read(reader)) and "leave" not in message:
             self._heard[process] = time.monotonic()

@@ -162,3 +162,22 @@ def test_the_end_of_a_process_ends_the_other_with_one_last_line(number, reason, 
     line = f"jvlmm: error: process {process} of 2 ended the job: {reason}, it resumes from the last checkpoint"
     assert re.fullmatch(line, lines[-1]), error
     assert not any("terminated" in line.lower() or "***" in line for line in lines[:-1]), "no stack trace before it"
+
+
+BROKEN = """
+import os
+if os.environ["JVLMM_PROCESS_ID"] == "1":
+    os.environ["JAX_PLATFORMS"] = "nothing"
+from jvlmm.sharding.hosts import joined
+
+with joined(os.environ):
+    pass
+"""
+
+
+def test_a_process_whose_devices_cannot_be_found_ends_the_other():
+    job = start_processes(BROKEN, {})
+    errors = [process.communicate(timeout=100)[1].splitlines()[-1] for process in job]
+    assert [process.returncode for process in job] == [1, 1]
+    assert errors[0].startswith("jvlmm: error: process 1 of 2 ended the job: cannot join the other processes")
+    assert "nothing" in errors[0] and "nothing" in errors[1]
