@@ -64,20 +64,17 @@ def evaluate(
 
     with PredictionWriter(predictions_path, manifest if resume else None) as writer:
         # What was answered before counts, and is told as if it came now.
-        rest = []
-        for row, example in enumerate(examples):
-            answered = writer.answered(row, example_digest(example)) if resume else None
-            if answered is None:
-                rest.append(row)
-                continue
-            predictions[row] = answered.prediction
-            writer.keep(row, answered.prediction)
-            if on_response:
-                on_response(_response_again(answered))
+        for row, (digest, answered) in sorted(writer.answered.items()):
+            if row < len(examples) and example_digest(examples[row]) == digest:
+                predictions[row] = answered.prediction
+                writer.keep(row, answered.prediction)
+                if on_response:
+                    on_response(_response_again(answered))
         if predictions:
             print(f"{writer.path}: goes on after {len(predictions)} answers", file=sys.stderr, flush=True)
 
         # The others are asked, scored as many at a time as the scorer likes, and written at once.
+        rest = [row for row in range(len(examples)) if row not in predictions]
         for number, response in generator.stream([examples[row] for row in rest] if predictions else examples):
             row = rest[number]
             waiting[row] = predict(examples[row], response, protocol), response

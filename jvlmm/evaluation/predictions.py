@@ -76,8 +76,7 @@ class PredictionWriter:
 
     PATH changes only when all is written: an interrupted evaluation leaves the earlier file as it was, and PATH.partial
     with what it had. That begins with `evaluation`, what is asked of which model; where it began with the same,
-    `answered` has its rows, those that failed left out, and they are part of PATH. Raises DataError naming the file
-    where it cannot be written.
+    `answered` has its rows, those that failed left out. Raises DataError naming the file where it cannot be written.
     """
 
     def __init__(self, path: str | Path, evaluation: Mapping[str, Any] | None = None):
@@ -86,7 +85,7 @@ class PredictionWriter:
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._evaluation = json.loads(json_text(evaluation))
         self._lines: dict[int, str] = {}
-        self._saved: dict[tuple[int, str], Answered] = {}
+        self.answered: dict[int, tuple[str, Answered]] = {}  # row: digest of its example, what was answered
 
     def __enter__(self) -> "PredictionWriter":
         with _naming(self.path):
@@ -97,10 +96,6 @@ class PredictionWriter:
                 self._file.write(json_text(record) + "\n")
             self._file.flush()
         return self
-
-    def answered(self, row: int, digest: str) -> Answered | None:
-        """What example number `row` was answered before; None where it was not, or had another `digest`."""
-        return self._saved.get((row, digest))
 
     def write(self, row: int, digest: str, answered: Answered) -> None:
         """Append the prediction of example number `row`."""
@@ -134,7 +129,7 @@ class PredictionWriter:
                 self.partial.unlink()
 
     def _read_partial(self) -> list[dict[str, Any]]:
-        """The records of rows that were answered, and `answered`'s table of them."""
+        """The records of rows that were answered, which `answered` has from now on."""
         if not self.partial.is_file():
             return []
         head, *records = read_json_lines(self.partial) or [{}]
@@ -148,7 +143,7 @@ class PredictionWriter:
             except (KeyError, TypeError):  # of a version that wrote other records
                 continue
             if prediction.error is None:
-                self._saved[record["row"], record["example"]] = answered
+                self.answered[record["row"]] = record["example"], answered
                 kept.append(record)
         return kept
 

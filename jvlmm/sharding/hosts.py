@@ -1,6 +1,6 @@
 """Several processes as one job: how they find each other, agree, and end together.
 
-The only file that knows what JAX does not export: its table of clusters and the client of its key-value store.
+The only file that knows what JAX does not export: its clusters, the client of its key-value store, how it cleans up.
 """
 
 import atexit

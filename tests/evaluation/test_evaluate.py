@@ -127,10 +127,10 @@ class Asked(Scripted):
         yield from super().stream(examples)
 
 
-def interrupted(path, **changed):
+def interrupted(path):
     """An evaluation of all rows that was lost at the last one, `a`; c failed, and d cannot be scored."""
     with pytest.raises(KeyError):
-        evaluate(Scripted(answers={**ANSWERS, "a": KeyError("device lost")}), EXAMPLES, path, resume=True, **changed)
+        evaluate(Scripted(answers={**ANSWERS, "a": KeyError("device lost")}), EXAMPLES, path, resume=True)
 
 
 def test_an_interrupted_evaluation_goes_on_with_what_it_had_not_answered(tmp_path, capsys):

@@ -200,7 +200,7 @@ def test_a_run_killed_twice_repeats_everything_to_the_bit(folder, finished, tmp_
 
 def test_rewards_that_raise_on_every_tenth_call_are_counted(folder, tmp_path):
     """The policy is the judge, and this one writes no verdicts."""
-    finish(start(write_config(folder, "failing.py", "Own(max_tokens=8, prompt_tokens=1024)"), tmp_path))
+    finish(start(write_config(folder, "failing.py", "Own(max_tokens=8, prompt_tokens=4096)"), tmp_path))
     failures = [record["reward_failures/mine"] for record in figures(tmp_path) if "reward_failures/mine" in record]
     assert sum(failures) == 6 and len(figures(tmp_path)) == 5  # of 60 calls
     assert [record["judge/failed"] for record in figures(tmp_path) if "judge/failed" in record] == [1, 1, 1]

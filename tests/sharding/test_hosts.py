@@ -129,7 +129,7 @@ def test_two_processes_of_slurm_agree_and_an_error_in_one_ends_both():
 
 
 ENDED = """
-import os, signal, sys, threading, time
+import os, sys, time
 from jvlmm.sharding import rendezvous
 from jvlmm.sharding.hosts import from_first, joined, process_index, wait_for_all
 
