@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from jvlmm.errors import DataError
 from jvlmm.evaluation.metrics import mean_half_width, wilson_interval
@@ -135,7 +135,7 @@ def difference(pairs: Sequence[Pair]) -> dict[str, Any]:
         "interval": paired_interval(both, gained, lost, n - both - gained - lost),
         "gained": gained,
         "lost": lost,
-        "p": float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+        "p": min(1.0, 2 * float(special.bdtr(min(gained, lost), gained + lost, 0.5))) if gained + lost else 1.0,
         "score_difference": fmean(scores),
         "score_half_width": float(mean_half_width(scores)) if n > 1 else None,
     }

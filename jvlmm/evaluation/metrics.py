@@ -7,14 +7,14 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from jvlmm.evaluation.predictions import Prediction
 
 
 def mean_half_width(values: np.ndarray) -> np.ndarray:
     """Half the 95 % interval of the mean of float [n, …] over the first axis, n at least 2: Student's t."""
-    return stats.t.ppf(0.975, len(values) - 1) * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    return special.stdtrit(len(values) - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:

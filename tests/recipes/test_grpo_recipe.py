@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from recipe_processes import finish, kill_after, start
+from recipe_processes import finish, kill_after, start, write_model
 
 from jvlmm.config import apply_overrides
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
@@ -30,7 +30,6 @@ from jvlmm.judges.own import Own
 from jvlmm.judges.rules import Rules
 from jvlmm.objectives.profiles import PROFILES
 from jvlmm.objectives.visd import VISDConfig
-from jvlmm.recipes.moving_shapes import NewModel
 from jvlmm.recipes.recipe import Recipe
 from jvlmm.recipes.record_list import RecordList
 from jvlmm.recipes.reinforcing import GRPO
@@ -44,7 +43,7 @@ from jvlmm.training.policy import UpdateOptions
 from jvlmm.training.teaching import TeachingOptions
 from jvlmm.video.budget import PixelOptions
 
-DATA, REWARD = {data!r}, {reward!r}
+DATA, REWARD, MODEL = {data!r}, {reward!r}, {model!r}
 VISION = VisionOptions(pixels=PixelOptions(784, 3136, 784, 3136), timestamps="{{:.0f}}s", workers=0)
 
 
@@ -53,9 +52,8 @@ def recipe():
         name="small",
         workdir="unused",
         stages=(
-            NewModel(data=DATA, vocab_size=512),
             GRPO(
-                model="stage:new",
+                model=MODEL,
                 sources=(Source(DATA, question_types=("attribute", "position")), Source({extra!r})),
                 steps=5,
                 prompts=4,
@@ -108,6 +106,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "broken.jsonl").write_text("{broken\n{}\n")
     (folder / "failing.py").write_text(REWARD)
     (folder / "stable.py").write_text(STABLE)
+    write_model(folder / "model")
     return folder
 
 
@@ -115,6 +114,7 @@ def write_config(folder: Path, reward: str, judge: str = "Rules()") -> Path:
     path = folder / f"with_{reward}"
     fields = {
         "data": folder / "data",
+        "model": folder / "model",
         "broken": folder / "broken.jsonl",
         "extra": folder / "extra.jsonl",
         "reward": folder / reward,
@@ -200,7 +200,7 @@ def test_a_run_killed_twice_repeats_everything_to_the_bit(folder, finished, tmp_
 
 def test_rewards_that_raise_on_every_tenth_call_are_counted(folder, tmp_path):
     """The policy is the judge, and this one writes no verdicts."""
-    finish(start(write_config(folder, "failing.py", "Own(max_tokens=8, prompt_tokens=4096)"), tmp_path))
+    finish(start(write_config(folder, "failing.py", "Own(max_tokens=8, prompt_tokens=1024)"), tmp_path))
     failures = [record["reward_failures/mine"] for record in figures(tmp_path) if "reward_failures/mine" in record]
     assert sum(failures) == 6 and len(figures(tmp_path)) == 5  # of 60 calls
     assert [record["judge/failed"] for record in figures(tmp_path) if "judge/failed" in record] == [1, 1, 1]

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from jvlmm.cli.main import main
@@ -43,13 +44,23 @@ def recipe(tmp_path):
     return path
 
 
+@pytest.fixture
+def effort(case):
+    """One case is compiled as users compile, the others with the little effort of the tests, which keeps more."""
+    name = "jax_exec_time_optimization_effort"
+    little = getattr(jax.config, name)
+    jax.config.update(name, 0.0 if case.get("full_effort") else little)
+    yield
+    jax.config.update(name, little)
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     "case",
     BUDGETS,
     ids=lambda case: " ".join([case["topology"], *case["overrides"], *["LoRA"] * case.get("lora", False)]),
 )
-def test_temporaries_keep_to_their_budget(recipe, case):
+def test_temporaries_keep_to_their_budget(recipe, effort, case):
     if case.get("lora"):
         recipe.write_text(RECIPE.replace("lora = None", "lora = LoraOptions(rank=8)"))
     plan = plan_recipe(recipe, case["topology"], tuple(case["overrides"]))

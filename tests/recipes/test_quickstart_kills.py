@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from recipe_processes import write_model
 
 ROOT = Path(__file__).parents[2]
 KILLS, TERMINATIONS = (int(os.environ.get(name, 0)) for name in ("JVLMM_KILLS", "JVLMM_TERMINATIONS"))
@@ -29,12 +30,19 @@ OVERRIDES = (
 TIMES = ("seconds", "time", "data_wait", "per_s", "latency", "compiles", "memory", "mfu", "gib")  # of the clock
 
 
-def start(workdir: Path, cache: Path) -> subprocess.Popen:
+def start(workdir: Path, shared: Path) -> subprocess.Popen:
+    """The small quickstart from the model of one layer in `shared`, where compiled programs are kept, too."""
     program = "import sys; from jvlmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "run", str(ROOT / "configs/quickstart.py"), "--workdir", str(workdir)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache), "XLA_FLAGS": ""}
+    models = [f"{stage}.model={shared / 'model'}" for stage in ("before", "sft")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
+        "XLA_FLAGS": "",
+    }
     return subprocess.Popen(
-        [*command, *OVERRIDES], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *models, *OVERRIDES], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -69,26 +77,27 @@ def outcome(workdir: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory):
-    """(outcome of a run that nobody interrupts, its seconds with compiled programs at hand, where those lie)."""
+    """(outcome of a run that nobody interrupts, its seconds with compiled programs at hand, what runs share)."""
     folder = tmp_path_factory.mktemp("quiet")
+    write_model(folder / "model")
     for name in ("first", "second"):
         begun = time.monotonic()
-        process = start(folder / name, folder / "compiled")
+        process = start(folder / name, folder)
         told, _ = process.communicate(timeout=900)
         assert process.returncode == 0, told
     assert outcome(folder / "first") == outcome(folder / "second")
-    return outcome(folder / "second"), time.monotonic() - begun, folder / "compiled"
+    return outcome(folder / "second"), time.monotonic() - begun, folder
 
 
 @pytest.mark.skipif(not KILLS, reason="takes long: JVLMM_KILLS=40 says how many kills are made")
 def test_killed_runs_end_as_a_quiet_one(quiet, tmp_path):
-    expected, seconds, cache = quiet
+    expected, seconds, shared = quiet
     moments, kills, runs = random.Random(0), 0, 0
     while kills < KILLS:
         workdir, status, runs = tmp_path / f"run{runs}", None, runs + 1
         while status != 0:
             patience = moments.uniform(0.1, seconds) if kills < KILLS else 900.0
-            status, told = interrupted(start(workdir, cache), patience, signal.SIGKILL)
+            status, told = interrupted(start(workdir, shared), patience, signal.SIGKILL)
             assert status in (0, -signal.SIGKILL), told
             kills += status != 0
         found = outcome(workdir)
@@ -99,12 +108,12 @@ def test_killed_runs_end_as_a_quiet_one(quiet, tmp_path):
 @pytest.mark.skipif(not TERMINATIONS, reason="takes long: JVLMM_TERMINATIONS=20 says how many runs are terminated")
 def test_terminated_runs_exit_with_143(quiet, tmp_path):
     """A third of the signals come while the command starts."""
-    expected, seconds, cache = quiet
+    expected, seconds, shared = quiet
     moments, waits = random.Random(1), []
     for number in range(TERMINATIONS):
         workdir = tmp_path / f"run{number % 4}"
         patience = moments.uniform(0.2, 6.0) if number % 3 == 0 else moments.uniform(6.0, 0.7 * seconds)
-        process, begun = start(workdir, cache), time.monotonic()
+        process, begun = start(workdir, shared), time.monotonic()
         status, told = interrupted(process, patience, signal.SIGTERM)
         waits.append(time.monotonic() - begun - patience)
         assert status == 143 or (status == 0 and waits[-1] < 0), f"after {patience:.1f} s: {status}\n{told}"

@@ -1,11 +1,11 @@
-"""The whole way on a small scale: drawn clips, a new model, SFT, evaluation, export; killed and resumed to the bit."""
+"""The whole way on a small scale: drawn clips, SFT, evaluation, export; killed and resumed to the bit."""
 
 import json
 from pathlib import Path
 
 import jax
 import pytest
-from recipe_processes import finish, kill_after, start
+from recipe_processes import finish, kill_after, start, write_model
 
 from jvlmm.data.moving_shapes import MovingShapesOptions, build
 from jvlmm.data.processor_files import checkpoint_processing
@@ -17,7 +17,6 @@ from jvlmm.sharding.mesh import MeshOptions, make_mesh
 
 CONFIG = """
 from jvlmm.recipes.evaluating import Evaluate
-from jvlmm.recipes.moving_shapes import NewModel
 from jvlmm.recipes.recipe import Recipe
 from jvlmm.recipes.sources import Source, VisionOptions
 from jvlmm.recipes.training import SFT
@@ -25,7 +24,7 @@ from jvlmm.rollout.sampling import SamplingOptions
 from jvlmm.training.optimizer import OptimizerOptions
 from jvlmm.video.budget import PixelOptions
 
-DATA = {data!r}
+DATA, MODEL = {data!r}, {model!r}
 VISION = VisionOptions(pixels=PixelOptions(784, 7056, 784, 7056), timestamps="{{:.0f}}s", workers=0, fold=True)
 
 
@@ -34,9 +33,8 @@ def recipe():
         name="small",
         workdir="unused",
         stages=(
-            NewModel(data=DATA, vocab_size=512),
             SFT(
-                model="stage:new",
+                model=MODEL,
                 sources=(
                     Source(DATA, question_types=("attribute", "position")),
                     Source(DATA, view="captions", limit=8, turns=2),
@@ -69,8 +67,9 @@ def config(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
     counts = {f"{split}_{kind}": 0 for split in ("validation", "test_hard") for kind in ("clips", "images")}
     build(folder / "data", MovingShapesOptions(train_clips=10, train_images=2, test_clips=3, test_images=1, **counts))
+    write_model(folder / "model")
     path = folder / "small.py"
-    path.write_text(CONFIG.format(data=str(folder / "data")))
+    path.write_text(CONFIG.format(data=str(folder / "data"), model=str(folder / "model")))
     return path
 
 
@@ -112,7 +111,6 @@ def test_the_export_is_an_ordinary_checkpoint(finished):
     config = load_config(folder)
     assert set(load_params(folder, config)) == {"vision", "merger", "decoder"}
     assert ChatTokenizer.from_pretrained(folder).length == config.text.vocab_size
-    assert checkpoint_processing(folder.parent / "new").timestamps == "{:.1f}"
     shown = VisionOptions().shown("think", 8192, folder)
     assert checkpoint_processing(folder).style == "think" and shown.text_after_media == "max"
     assert shown.timestamps == "{:.0f}s" and shown.pixels.video_max_pixels == 7056, "it was trained with these"

@@ -10,6 +10,7 @@ import pytest
 from jvlmm.data.example import Media
 from jvlmm.data.moving_shapes import MovingShapesOptions, build, scenes
 from jvlmm.data.processor import decode_patches
+from jvlmm.data.processor_files import checkpoint_processing
 from jvlmm.errors import ConfigError, JvlmmError
 from jvlmm.models.huggingface import load_config, load_params
 from jvlmm.models.qwen2_5_vl import encode_vision
@@ -62,6 +63,7 @@ def test_it_learns_and_touches_the_tower_only(folder, trained):
     assert set(losses) == set(range(1, 13)) and losses[12] < losses[1] / 2
     assert 0 <= trained["f1"] <= 1
     new, path = folder / "models/new", folder / trained["path"]
+    assert checkpoint_processing(new).timestamps == checkpoint_processing(path).timestamps == "{:.1f}"
     config = load_config(new)
     before, after = load_params(new, config), load_params(path, load_config(path))
     same = jax.tree.map(np.array_equal, before, after)
