@@ -158,6 +158,20 @@ def test_check_lists_what_cannot_be_used(tmp_path, picture, model, result):
     assert sum(result("data", "check", str(path), "--model", model)["tokens"].values()) == 1
 
 
+def test_check_knows_where_boxes_stand(tmp_path, picture, model, result):
+    """Of two pictures it is not known which one a box is of; where both sides name shares, nobody asks."""
+    Image.open(picture).resize((80, 120)).save(tmp_path / "taller.png")
+    media = [{"type": "image", "path": name} for name in ("picture.png", "taller.png")]
+    row = {"id": "box", "question": "Where?", "answer": "[0.1,0.1,0.5,0.5]", "answer_type": "boxes", "media": media}
+    path = tmp_path / "rows.jsonl"
+    plain = {"id": "plain", "question": "Red?", "answer": "yes", "answer_type": "yesno"}
+    path.write_text(f"{json.dumps(row)}\n{json.dumps(plain)}\n")
+    shares = ("coordinates=shares", "answer_coordinates=shares")
+    assert result("data", "check", str(path), "--model", model, *shares)["usable"] == 2
+    (problem,) = result("data", "check", str(path), "--model", model, shares[0])["problems"]
+    assert problem["id"] == "box" and "name it by box_medium" in problem["reason"]
+
+
 def test_generate_takes_files_in_the_order_given_within_the_budget_of_the_checkpoint(model, dataset, picture, result):
     """Its image processor allows 56 x 56 pixels: four visual tokens, and the video is two patches in time."""
     arguments = ["generate", "--model", model, "What is red?", "sampling.max_tokens=3", "frames.num_frames=4"]

@@ -168,7 +168,13 @@ def check_file(args: argparse.Namespace) -> Result:
 
     options = CheckOptions(max_length=args.max_length)
     options = apply_overrides(options, args.overrides)
-    source = Source(args.file, view=options.view, answer_types=options.answer_types, limit=options.limit)
+    source = Source(
+        args.file,
+        view=options.view,
+        answer_types=options.answer_types,
+        limit=options.limit,
+        coordinates=options.coordinates,
+    )
     rows = rows_of(Path(args.file), source, args.root)
     if args.model is None:
         media = MediaOptions(
@@ -185,7 +191,13 @@ def check_file(args: argparse.Namespace) -> Result:
     from jvlmm.video.workers import Decoder
 
     style = options.style or checkpoint_processing(args.model).style or "think"
-    set_here = Processing(None, options.frames, options.pixels, options.timestamps, options.text_after_media)
+    set_here = Processing(
+        frames=options.frames,
+        pixels=options.pixels,
+        timestamps=options.timestamps,
+        text_after_media=options.text_after_media,
+        coordinates=options.answer_coordinates,
+    )
     asked = processor_options(args.model, style, options.max_length, set_here, fit=options.fit)
     if told := difference(args.model, asked):
         print(told, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """How a checkpoint wants questions and media shown: its processor files, and the file that jvlmm leaves beside them.
 
-`jvlmm_processing.json` says what training did: the style of prompts, frames, pixels, times and positions. transformers
-does not look at it. What it states wins over the processor files, and what a recipe or the command line sets wins over
+`jvlmm_processing.json` says what training did: the style of prompts, frames, pixels, times, positions and coordinates of
+boxes. transformers does not look at it. What it states wins over the processor files, and what a recipe or the command line sets wins over
 both.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jvlmm.config import from_dict
+from jvlmm.data.coordinates import Coordinates
 from jvlmm.data.positions import DEFAULT_TEXT_AFTER_MEDIA, TextAfterMedia
 from jvlmm.data.processor import ProcessorOptions
 from jvlmm.data.prompts import Style
@@ -41,6 +42,7 @@ class Processing:
     pixels: PixelOverrides | PixelOptions = field(default_factory=PixelOverrides)
     timestamps: str | None = None  # see ProcessorOptions
     text_after_media: TextAfterMedia | None = None  # see positions.mrope_positions
+    coordinates: Coordinates | None = None  # of the boxes of answers
 
 
 def checkpoint_processing(model_dir: str | Path, adapter: str | Path | None = None) -> Processing:
@@ -76,6 +78,7 @@ def checkpoint_processing(model_dir: str | Path, adapter: str | Path | None = No
         pixels=PixelOverrides(**{**of_files, **written}),
         timestamps=timestamps,
         text_after_media=trained.text_after_media,
+        coordinates=trained.coordinates,
     )
 
 
@@ -100,6 +103,7 @@ def processor_options(
         max_length=max_length,
         timestamps=_first(asked.timestamps, own.timestamps, ""),
         text_after_media=_first(asked.text_after_media, own.text_after_media, DEFAULT_TEXT_AFTER_MEDIA),
+        coordinates=asked.coordinates or own.coordinates,
         **further,
     )
 
@@ -111,6 +115,7 @@ def difference(model_dir: str | Path, options: ProcessorOptions, adapter: str | 
         ("style", own.style, options.style),
         ("timestamps", own.timestamps, options.timestamps),
         ("text_after_media", own.text_after_media, options.text_after_media),
+        ("coordinates", own.coordinates, options.coordinates),
     ]
     for group, stated, shown in (("frames", own.frames, options.frames), ("pixels", own.pixels, options.pixels)):
         names = [field.name for field in fields(stated)]
@@ -133,6 +138,7 @@ def write_processing(model_dir: str | Path, options: ProcessorOptions) -> None:
             "pixels": stated_fields(as_overrides(options.pixels)),
             "timestamps": options.timestamps,
             "text_after_media": options.text_after_media,
+            "coordinates": options.coordinates,
         },
     )
 

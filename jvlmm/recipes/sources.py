@@ -82,6 +82,7 @@ class CheckOptions:
     view: View = "response"
     answer_types: tuple[AnswerType, ...] = ()  # () takes all
     limit: int | None = None
+    coordinates: Coordinates | None = None  # of the boxes of rows that do not say; None: pixels of their files
     style: Style | None = None  # of the prompts; None: as the checkpoint was trained, else think
     frames: FrameOverrides = field(default_factory=FrameOverrides)  # unset: as the checkpoint asks
     pixels: PixelOverrides = field(default_factory=PixelOverrides)  # unset: as the checkpoint asks
@@ -89,6 +90,7 @@ class CheckOptions:
     fit: FitOptions = field(default_factory=FitOptions)  # what becomes of media too large for their row
     timestamps: str | None = None  # see ProcessorOptions; None: as the checkpoint asks
     text_after_media: TextAfterMedia | None = None  # see positions.mrope_positions; None: as the checkpoint asks
+    answer_coordinates: Coordinates | None = None  # of the boxes in answers; None: as trained, else as the family does
     max_length: int = 8192  # tokens of a row
 
 
@@ -100,7 +102,7 @@ class VisionOptions:
     pixels: PixelOverrides | PixelOptions = field(default_factory=PixelOverrides)  # unset: as the checkpoint asks
     limits: Limits = field(default_factory=Limits)
     fit: FitOptions = field(default_factory=FitOptions)  # what becomes of media too large for their row
-    coordinates: Coordinates | None = None  # of the boxes in answers; None: as the model's family writes them
+    coordinates: Coordinates | None = None  # of the boxes in answers; None: as trained, else as the family writes them
     timestamps: str | None = None  # see ProcessorOptions; None: as the checkpoint asks
     text_after_media: TextAfterMedia | None = None  # see positions.mrope_positions; None: as the checkpoint asks
     workers: int | None = None  # decoding processes; None: one a usable core; 0 decodes here, for files one trusts
@@ -137,8 +139,14 @@ class VisionOptions:
 
         What is unset here is as the checkpoint asks, or the adapter that is merged into it.
         """
-        asked = Processing(None, self.frames, self.pixels, self.timestamps, self.text_after_media)
-        further = {"fit": self.fit, "coordinates": self.coordinates, "cache_bytes": self.cache_bytes}
+        asked = Processing(
+            frames=self.frames,
+            pixels=self.pixels,
+            timestamps=self.timestamps,
+            text_after_media=self.text_after_media,
+            coordinates=self.coordinates,
+        )
+        further = {"fit": self.fit, "cache_bytes": self.cache_bytes}
         return processor_options(model_dir, style, max_length, asked, adapter, **further)
 
     @property

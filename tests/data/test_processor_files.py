@@ -107,20 +107,25 @@ def test_training_and_asking_see_the_same_and_what_is_set_wins(tmp_path):
 def test_what_training_showed_is_taken_from_its_export_and_differences_are_said(tmp_path, capsys):
     path = folder(tmp_path, preprocessor_config=SIZE)
     trained = VisionOptions(
-        frames=FrameOptions(num_frames=16), pixels=PixelOverrides(video_max_pixels=200_704), timestamps="{:.0f}s"
+        frames=FrameOptions(num_frames=16),
+        pixels=PixelOverrides(video_max_pixels=200_704),
+        timestamps="{:.0f}s",
+        coordinates="per-mille",
     ).shown("direct", 4096, path)
     assert difference(path, trained) == ""
     write_processing(path, trained)
     assert checkpoint_processing(path).style == "direct"
     later = VisionOptions()
     assert later.processor("direct", 4096, path) == trained and capsys.readouterr().err == ""
-    by_rate = VisionOptions(frames=FrameOverrides(fps=1.0), text_after_media="grid").processor("think", 4096, path)
+    otherwise = VisionOptions(frames=FrameOverrides(fps=1.0), text_after_media="grid", coordinates="shown")
+    by_rate = otherwise.processor("think", 4096, path)
     assert by_rate.frames == FrameOptions(fps=1.0) and by_rate.pixels == trained.pixels
     (line,) = capsys.readouterr().err.splitlines()
     for told in (
         "style=think instead of direct",
         "num_frames=none instead of 16",
         "text_after_media=grid instead of max",
+        "coordinates=shown instead of per-mille",
     ):
         assert told in line, line
 
