@@ -1,8 +1,8 @@
 """How a checkpoint wants questions and media shown: its processor files, and the file that jvlmm leaves beside them.
 
-`jvlmm_processing.json` says what training did: the style of prompts, frames, pixels, times, positions and coordinates of
-boxes. transformers does not look at it. What it states wins over the processor files, and what a recipe or the command line sets wins over
-both.
+`jvlmm_processing.json` says what training did: the style of prompts, frames, pixels, times, positions and coordinates
+of boxes. transformers does not look at it. What it states wins over the processor files, and what a recipe or the
+command line sets wins over both.
 """
 
 import json

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from jvlmm.errors import CheckpointError, ConfigError
 from jvlmm.sharding.fingerprint import fingerprint
-from jvlmm.sharding.hosts import process_index
+from jvlmm.sharding.hosts import from_first, process_index
 from jvlmm.training.state import TrainState
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised
@@ -105,8 +106,9 @@ class Checkpoints:
     def resume(self, like: Callable[[int], TrainState]) -> Restored | None:
         """The newest checkpoint that is whole; None where there is none.
 
-        Newer ones that are damaged are named on stderr and deleted, so that their steps can be saved again. Where none
-        can be read CheckpointError says why the newest cannot, and all stay: they may belong to other options.
+        Newer ones that are damaged are named on stderr and put aside as STEP.damaged, so that their steps can be saved
+        again. Where none can be read CheckpointError says why the newest cannot, and all stay: they may belong to other
+        options. That memory does not suffice is no damage, and is raised.
 
         Args:
           like: of a step, what `restore` takes.
@@ -120,11 +122,13 @@ class Checkpoints:
                 continue
             for damaged in unread:
                 print(
-                    f"jvlmm: {damaged.place} is damaged ({damaged.reason}); that of step {step} is used instead",
+                    f"jvlmm: the checkpoint {damaged.place} is damaged ({damaged.reason}) and put aside as "
+                    f"{damaged.place.name}.damaged; that of step {step} is used instead",
                     file=sys.stderr,
                     flush=True,
                 )
-            self.delete_from(step + 1)
+            self._remove_from(step + 1, _put_aside)
+            self._agree(step)
             return restored
         if unread:
             raise unread[0]
@@ -146,9 +150,22 @@ class Checkpoints:
 
     def delete_from(self, step: int) -> None:
         """Delete the checkpoints of this step and all later ones."""
-        for later in (found for found in self._manager.all_steps() if found >= step):
-            if process_index() == 0:
-                shutil.rmtree(self.directory / str(later), ignore_errors=True)
+        self._remove_from(step, partial(shutil.rmtree, ignore_errors=True))
+        self._manager.reload()
+
+    def _remove_from(self, step: int, remove: Callable[[Path], None]) -> None:
+        if process_index() == 0:
+            for later in (found for found in self._manager.all_steps() if found >= step):
+                remove(self.directory / str(later))
+
+    def _agree(self, step: int) -> None:
+        """Go on from this step when the first process, which does, too, has put aside what is damaged."""
+        first = from_first(f"resumed {self.directory}", lambda: step)
+        if first != step:
+            raise CheckpointError(
+                f"{self.directory}: the first process reads the checkpoint of step {first}, process {process_index()} "
+                f"that of step {step} alone: let all see the same files, and run again"
+            )
         self._manager.reload()
 
     def _read(self, like: TrainState, step: int) -> Restored:
@@ -158,6 +175,8 @@ class Checkpoints:
             found = self._manager.restore(step, args=items)
             state, record = found["state"], dict(found["loader"])
             checksum = record.pop("checksum", None)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
         except Exception as error:  # what a damaged file leads to, libraries do not say
             raise _Unreadable(self.directory, step, _in_short(error)) from error
         if checksum is not None and (checksum != _checksum(record) or record["arrays"] != fingerprint(state)):
@@ -193,11 +212,18 @@ class _Unreadable(CheckpointError):
     """A checkpoint that cannot be restored; whether another one can tells whether it or the options are at fault."""
 
     def __init__(self, directory: Path, step: int, reason: str):
-        self.place, self.reason = f"the checkpoint {directory / str(step)}", reason
+        self.place, self.reason = directory / str(step), reason
         super().__init__(
             f"cannot restore step {step} from {directory}: {reason}; it must be whole and come from the same model and "
             "optimiser options: use those, or delete the directory to begin anew"
         )
+
+
+def _put_aside(checkpoint: Path) -> None:
+    """Give it a name that is no step's; an earlier one of that name goes."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
 
 
 def _in_short(error: Exception) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import toy_training as toy
 
@@ -244,6 +245,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, kind
     assert f"checkpoints/{number} is damaged (" in line and line.endswith(f"that of step {used} is used instead")
     assert_identical(jax.device_get(state), uninterrupted[0])
     assert losses(tmp_path) == uninterrupted[1]
+    assert (tmp_path / f"checkpoints/{number}.damaged").is_dir(), "put aside"
+    assert toy.train(tmp_path) is not None and capsys.readouterr().err == ""
+
+
+def test_too_little_memory_is_no_damage(tmp_path, half_done, monkeypatch):
+    shutil.copytree(half_done, tmp_path, dirs_exist_ok=True)
+
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", exhausted)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        toy.train(tmp_path)
+    assert {"4", "8"} <= set(os.listdir(tmp_path / "checkpoints"))
 
 
 @pytest.fixture(scope="module")
