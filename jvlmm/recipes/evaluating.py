@@ -23,6 +23,7 @@ from jvlmm.reporting.progress import Progress
 from jvlmm.rollout.ahead import AbstractGeneration
 from jvlmm.rollout.control import PLAIN, Controller
 from jvlmm.rollout.sampling import SamplingOptions
+from jvlmm.sharding.batches import row_shards
 from jvlmm.sharding.mesh import MeshOptions
 from jvlmm.sharding.rules import ShardingRules
 from jvlmm.test_time.vreason import VReasonOptions
@@ -40,7 +41,7 @@ class Evaluate:
     sources: tuple[Source, ...] = ()
     protocol: Protocol = "think"
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    batch_size: int = 32
+    batch_size: int = 32  # questions at once, where there are as many
     length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)  # tokens of a prompt; the last is the limit
     vision: VisionOptions = field(default_factory=VisionOptions)
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
@@ -55,10 +56,9 @@ class Evaluate:
         rejections = Rejections(None, repeated=True)
         examples = open_sources(run, self.sources, rejections)
         steering = SteeringLog(run.workdir / f"traces/{self.name}.jsonl")
-        answering, progress = (
-            generator_of(self, folder, self._control(), run.adapter(self.adapter)),
-            Progress(self.name, show=()),
-        )
+        sized = replace(self, batch_size=self._batch_size(len(examples)))
+        answering = generator_of(sized, folder, self._control(), run.adapter(self.adapter))
+        progress = Progress(self.name, show=())
         with answering as generator, progress, steering:
             figures = evaluate(
                 generator,
@@ -76,6 +76,11 @@ class Evaluate:
             if figures["vreason"]["without_video"]:
                 print(off_message(figures["vreason"]["without_video"]), file=sys.stderr, flush=True)
         return {"path": predictions, "evaluation": figures}
+
+    def _batch_size(self, questions: int) -> int:
+        """Rows of a batch: no more than there are questions, in whole rows a device."""
+        shards, _ = row_shards(mesh_of(self, jax.local_devices()), self.rules)
+        return min(self.batch_size, max(1, -(-questions // shards)) * shards)
 
     def _control(self) -> Controller:
         return PLAIN if self.vreason is None else VReason(self.vreason)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jvlmm.data.batch import BatchOptions, bucket_key, check_fits, collate
+from jvlmm.data.batch import BatchOptions, abstract_batch, bucket_key, check_fits, collate
 from jvlmm.data.example import Media
 from jvlmm.errors import ConfigError, DataError
 
@@ -53,6 +53,14 @@ def test_each_placeholder_finds_its_pixels(drawing, model_config, rows):
     ]
     options = BatchOptions(batch_size=4, length_buckets=(512,))
     _check_rows(collate(sequences, options, model_config), sequences)
+
+
+@pytest.mark.parametrize(("missing", "frame"), [("length_buckets", None), ("length_buckets", 64), ("patch_buckets", 64)])
+def test_without_buckets_the_largest_batch_is_not_known(model_config, missing, frame):
+    with pytest.raises(ConfigError, match="the largest batch is not known; give both"):
+        abstract_batch(dataclasses.replace(OPTIONS, **{missing: ()}), model_config, frame)
+    of_texts = abstract_batch(dataclasses.replace(OPTIONS, patch_buckets=()), model_config, None)
+    assert of_texts.tokens.shape == (4, 256) and of_texts.vision is None
 
 
 def test_short_folded_batch_has_the_shape_of_a_full_one(drawing, model_config):
