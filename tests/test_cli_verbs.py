@@ -158,6 +158,23 @@ def test_check_lists_what_cannot_be_used(tmp_path, picture, model, result):
     assert sum(result("data", "check", str(path), "--model", model)["tokens"].values()) == 1
 
 
+def test_check_names_rows_that_are_hardly_meant_so(tmp_path, result, capsys):
+    rows = [
+        {"answer": "A", "answer_type": "mcq", "options": ["red", "blue"], "response": "<answer>B</answer>"},
+        {"answer": "A", "answer_type": "mcq", "options": ["red", "blue"], "response": "<answer>A</answer>"},
+        {"answer": "maybe", "answer_type": "yesno"},
+        {"answer": "two", "answer_type": "number", "response": "It is <answer>2</answer>"},
+        {"answer": "many", "answer_type": "number"},
+        {"answer": "a red circle", "answer_type": "text", "response": "The circle that is red."},
+    ]
+    lines = (json.dumps({"id": f"r{n}", "question": "Which?", **row}) for n, row in enumerate(rows))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    checked = result("data", "check", str(tmp_path / "rows.jsonl"))
+    assert (checked["usable"], checked["disagree"], checked["unscorable"]) == (6, ["r0"], ["r2", "r4"])
+    assert main(["data", "check", str(tmp_path / "rows.jsonl")]) == 0
+    assert "another answer than the row (id r0)" in capsys.readouterr().out
+
+
 def test_check_knows_where_boxes_stand(tmp_path, picture, model, result):
     """Of two pictures it is not known which one a box is of; where both sides name shares, nobody asks."""
     Image.open(picture).resize((80, 120)).save(tmp_path / "taller.png")

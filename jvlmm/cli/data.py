@@ -162,6 +162,7 @@ def check_file(args: argparse.Namespace) -> Result:
     from jvlmm.config import apply_overrides
     from jvlmm.data.check import MediaOptions, data_check
     from jvlmm.recipes.sources import CheckOptions, Source, rows_of
+    from jvlmm.rewards.scoring import agrees
     from jvlmm.video.budget import DEFAULT_PIXELS
     from jvlmm.video.overrides import overriding, overriding_pixels
     from jvlmm.video.sampling import DEFAULT_FRAMES
@@ -183,7 +184,7 @@ def check_file(args: argparse.Namespace) -> Result:
             overriding_pixels(options.pixels, DEFAULT_PIXELS),
             options.limits,
         )
-        return data_check(args.file, rows=rows, media=media)
+        return data_check(args.file, rows=rows, media=media, agrees=agrees)
     from jvlmm.data.processor import Processor
     from jvlmm.data.processor_files import Processing, checkpoint_processing, difference, processor_options
     from jvlmm.data.tokenizer import ChatTokenizer
@@ -203,7 +204,16 @@ def check_file(args: argparse.Namespace) -> Result:
         print(told, file=sys.stderr, flush=True)
     config, tokenizer = load_config(args.model), ChatTokenizer.from_pretrained(args.model)
     with Decoder(workers=2, limits=options.limits) as decoder:
-        return data_check(args.file, Processor(tokenizer, config, asked, decoder), rows=rows)
+        return data_check(args.file, Processor(tokenizer, config, asked, decoder), rows=rows, agrees=agrees)
+
+
+def show_doubts(ids: list[str], what: str) -> None:
+    """A line on usable rows that are hardly meant so, with the first ids."""
+    from jvlmm.json_text import printable
+
+    if ids:
+        first = ", ".join(map(printable, ids[:5])) + (" and more" if len(ids) > 5 else "")
+        print(f"{len(ids)} usable rows have {what} (id {first})")
 
 
 def show_check(result: Result) -> None:
@@ -216,4 +226,6 @@ def show_check(result: Result) -> None:
             f"{result['without_response']} usable rows have no response: SFT leaves them out unless it learns bare "
             "answers (view=answer of their source); evaluation and GRPO need none"
         )
+    show_doubts(result["disagree"], "a response that gives another answer than the row")
+    show_doubts(result["unscorable"], "an answer that is none of its type: evaluation and GRPO cannot score them")
     print(f"{result['examples']} examples, {result['usable']} usable")

@@ -45,6 +45,8 @@ def show(result: Result) -> None:
     for name, stage in result["stages"].items():
         if "path" in stage:
             print(f"{name + ':':<12} {result['workdir']}/{stage['path']}")
+        if stage.get("rejected"):
+            print(f"{name}: {stage['rejected']} rows could not be used; {result['workdir']}/rejected.jsonl says why")
     print(f"everything lies in {result['workdir']}")
 
 

@@ -42,7 +42,7 @@ class BatchOptions:
 
     batch_size: int = 8  # rows, of all processes together
     length_buckets: tuple[int, ...] = ()  # tokens of a row, padding included; (): powers of two from 64
-    patch_buckets: tuple[int, ...] = ()  # patches of a batch, padding included; (): exactly as many as there are
+    patch_buckets: tuple[int, ...] = ()  # patches of a batch, padding included; (): 2^k and 3 · 2^k, folded no padding
     frame_patches: tuple[int, ...] = ()  # patches of a frame; (): powers of two
     fold: bool = False  # only rows with media of equal sizes share a batch, whose attention needs no gathers then
     pack: bool = False  # fill rows up to the largest length bucket with several sequences each, for training
@@ -222,7 +222,7 @@ def _vision(
             "add a larger bucket"
         )
     pixels, grids = ([[getattr(p, name) for p in part] for part in parts] for name in ("pixels", "grid"))
-    buckets = VisionBuckets(sizes, options.frame_patches) if sizes else None
+    buckets = VisionBuckets(sizes, options.frame_patches) if sizes or not options.fold else None
     if devices == 1:
         vision, features = build_vision_inputs(pixels[0], grids[0], config.vision, buckets, options.fold)
         return vision, _by_sequence(sequences, [features])

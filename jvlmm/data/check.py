@@ -47,37 +47,42 @@ def data_check(
     num_threads: int = 2,
     rows: Sequence[Example | Rejected] | None = None,
     media: MediaOptions = DEFAULT_MEDIA,
+    agrees: Callable[[Example], bool | None] = lambda example: True,
 ) -> dict[str, Any]:
     """Read every row of a file of records, open all its media and process it as a run would.
 
     Without `processor` media are opened as `media` says and no tokens are counted. `rows` are those of the file where
-    they have been read already. Returns JSON-ready `examples` (rows), `usable`, `without_response` (of the usable),
-    `problems` [{id, reason}], `reasons` (these grouped, see `grouped`) and histograms `tokens` and `visual_tokens`.
+    they have been read already. `agrees` tells whether a row's response gives the row's answer, None where that answer
+    is none of its type. Returns JSON-ready `examples` (rows), `usable`, of these the number `without_response` and the
+    ids of those that `disagree` and of those that are `unscorable`, `problems` [{id, reason}], `reasons` (these
+    grouped, see `grouped`) and histograms `tokens` and `visual_tokens`.
     Raises DataError when the file cannot be opened.
     """
     rows = read_records(path).rows if rows is None else rows
     examples = [row for row in rows if isinstance(row, Example)]
     if processor is None:
         with Decoder(workers=num_threads, limits=media.limits) as decoder:
-            outcomes = _measure_all(examples, partial(_open_media, decoder, media), num_threads)
+            outcomes = _measure_all(examples, partial(_open_media, decoder, media), agrees, num_threads)
     else:
-        outcomes = _measure_all(examples, partial(_process, processor), num_threads)
+        outcomes = _measure_all(examples, partial(_process, processor), agrees, num_threads)
     refused = [outcome for outcome in outcomes if isinstance(outcome, Rejected)]
     problems = [*(row for row in rows if isinstance(row, Rejected)), *refused]
     usable = [
-        (example, measured)
-        for example, measured in zip(examples, outcomes, strict=True)
-        if not isinstance(measured, Rejected)
+        (example, *outcome)
+        for example, outcome in zip(examples, outcomes, strict=True)
+        if not isinstance(outcome, Rejected)
     ]
     return {
         "path": str(path),
         "examples": len(rows),
         "usable": len(usable),
-        "without_response": sum(not (example.response or "").strip() for example, _ in usable),
+        "without_response": sum(not (example.response or "").strip() for example, *_ in usable),
+        "disagree": [example.id for example, agreeing, _ in usable if agreeing is False],
+        "unscorable": [example.id for example, agreeing, _ in usable if agreeing is None],
         "problems": [{"id": problem.id, "reason": problem.reason} for problem in problems],
         "reasons": grouped(problems),
-        "tokens": histogram(tokens for _, (tokens, _) in usable if tokens is not None),
-        "visual_tokens": histogram(visual for _, (_, visual) in usable),
+        "tokens": histogram(tokens for *_, (tokens, _) in usable if tokens is not None),
+        "visual_tokens": histogram(visual for *_, (_, visual) in usable),
     }
 
 
@@ -104,10 +109,15 @@ def histogram(sizes: Iterable[int]) -> dict[str, int]:
 
 
 def _measure_all(
-    examples: Iterable[Example], measure: Callable[[Example], Measured], num_threads: int
-) -> list[Measured | Rejected]:
+    examples: Iterable[Example],
+    measure: Callable[[Example], Measured],
+    agrees: Callable[[Example], bool | None],
+    num_threads: int,
+) -> list[tuple[bool | None, Measured] | Rejected]:
+    """Of each example whether its response agrees, and its sizes."""
     with ThreadPoolExecutor(num_threads) as threads:
-        return list(threads.map(partial(attempted, work=measure), examples))
+        work = partial(attempted, work=lambda example: (agrees(example), measure(example)))
+        return list(threads.map(work, examples))
 
 
 def _process(processor: Processor, example: Example) -> Measured:

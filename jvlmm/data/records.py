@@ -133,7 +133,10 @@ def records_of(path: Path, rows: Iterable[tuple[str, Any]], make: Callable[[Any]
             reason = str(error) if isinstance(error, ValueError | RecursionError) else unforeseen(error)
             row_id = row.get("id") if isinstance(row, dict) else None
             name = str(row_id) if isinstance(row_id, str | int) else f"{path.name}:{number}"
-            found.append(Rejected(printable(name), printable(f"{place}: {reason}", limit=500), origin))
+            reason = printable(f"{place}: {reason}", limit=500)
+            answer_type = row.get("answer_type") if isinstance(row, dict) else None
+            known = answer_type if answer_type in get_args(AnswerType) else "unusable"
+            found.append(Rejected(printable(name), reason, origin, known))
     return Records(tuple(found))
 
 

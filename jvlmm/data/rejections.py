@@ -3,11 +3,11 @@
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from jvlmm.data.example import Example
+from jvlmm.data.example import AnswerType, Example
 from jvlmm.errors import DataError, JvlmmError, VideoError
 from jvlmm.json_text import json_text, printable
 
@@ -21,6 +21,7 @@ class Rejected:
     id: str
     reason: str
     origin: str = ""  # of the row, as PATH:LINE, where it is known: ids need not differ between files
+    answer_type: AnswerType | Literal["unusable"] = field(default="unusable", compare=False)  # that the row names
 
     @property
     def row(self) -> str:

@@ -37,12 +37,13 @@ def evaluate(
 
     `direct` scores the answer wherever it stands; under `think` an answer counts only inside
     `<think>…</think><answer>…</answer>`. A row that cannot be asked or scored is wrong, and listed with its reason;
-    so are the rows of `unusable`, of which no example could be made: their type is `unusable`.
-    `scorer` scores free texts otherwise than by equality; predictions it has scored name it. `reduced` counts the rows
-    of which fewer frames or pixels were shown than asked for; their predictions tell which. `on_progress` is told
-    (rows done, rows in all), `on_response` every response as it comes. With `resume` an evaluation of the same model,
-    in the same way, that was interrupted with the same `predictions_path` goes on: only the rows that it had not
-    answered, and those that failed, are asked. Raises DataError where the predictions cannot be written.
+    so are the rows of `unusable`, of which no example could be made: their question type is `unusable`, their answer
+    type the one they name. `scorer` scores free texts otherwise than by equality; predictions it has scored name it.
+    `reduced` counts the rows of which fewer frames or pixels were shown than asked for; their predictions tell which.
+    `on_progress` is told (rows done, rows in all), `on_response` every response as it comes. With `resume` an
+    evaluation of the same model, in the same way, that was interrupted with the same `predictions_path` goes on: only
+    the rows that it had not answered, and those that failed, are asked. Raises DataError where the predictions cannot
+    be written.
     """
     if protocol not in get_args(Protocol):
         raise ConfigError(f"protocol {protocol!r} is unknown; choose one of {', '.join(get_args(Protocol))}")
@@ -86,7 +87,8 @@ def evaluate(
 
         for row, rejected in enumerate(unusable, start=len(examples)):
             nothing = Example(rejected.id, "", "", "text", question_type="unusable")
-            predictions[row] = predict(nothing, Response(rejected.id, error=rejected.message), protocol)
+            failed = predict(nothing, Response(rejected.id, error=rejected.message), protocol)
+            predictions[row] = replace(failed, answer_type=rejected.answer_type)
             writer.keep(row, predictions[row])
     figures = summarize([predictions[row] for row in sorted(predictions)])
     reduced = sum(any("asked_frames" in m or "asked_size" in m for m in p.media) for p in predictions.values())

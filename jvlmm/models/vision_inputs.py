@@ -53,7 +53,7 @@ class VisionBuckets:
     (patches / size) · 2^k, which adds at most a handful of shapes to each patch count.
     """
 
-    patches: tuple[int, ...]  # allowed N
+    patches: tuple[int, ...] = ()  # allowed N; empty: 2^k and 3 · 2^k from 64
     frame_patches: tuple[int, ...] = ()  # allowed patches per frame; empty: powers of two
 
 
@@ -203,12 +203,18 @@ def _padded_total(used, folded, unit, buckets):
     """N: the bucket that holds the patches, and whole repetitions of the runs of groupings that fold."""
     total = max(used, unit)
     if buckets is not None:
-        fitting = [size for size in buckets.patches if size >= used]
+        fitting = [size for size in buckets.patches or [_rounded(used)] if size >= used]
         if not fitting:
             raise ValueError(f"{used} patches exceed the largest bucket of {max(buckets.patches)}")
         total = min(fitting)
     multiple = math.lcm(unit, *(sum(size * count for size, count in runs) for runs in folded))
     return -(-total // multiple) * multiple
+
+
+def _rounded(patches):
+    """The next of 64, 96, 128, 192, 256, …: at most half as many again."""
+    power = 1 << max(6, (patches - 1).bit_length())
+    return power // 4 * 3 if power > 64 and patches <= power // 4 * 3 else power
 
 
 def _frame_size(frame_sizes, unit, buckets):

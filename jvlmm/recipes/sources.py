@@ -107,7 +107,7 @@ class VisionOptions:
     text_after_media: TextAfterMedia | None = None  # see positions.mrope_positions; None: as the checkpoint asks
     workers: int | None = None  # decoding processes; None: one a usable core; 0 decodes here, for files one trusts
     cache_bytes: int = 0  # host memory for patches of files read again
-    patch_buckets: tuple[int, ...] = ()  # patches of a batch; (): as many as there are
+    patch_buckets: tuple[int, ...] = ()  # patches of a batch; (): see BatchOptions
     fold: bool = False  # all media are of one size: attention needs no gathers
 
     def decoder(self) -> Decoder:

@@ -91,6 +91,20 @@ def parse_gold(example: Example) -> Parsed:
     return gold
 
 
+def agrees(example: Example) -> bool | None:
+    """Whether the example's own response gives its answer; True where it has none, or may say it in other words.
+
+    None where that answer is none of its type, as "maybe" is no yes or no.
+    """
+    try:
+        parse_gold(example)
+    except DataError:
+        return None
+    if example.answer_type == "text" or not (example.response or "").strip():
+        return True
+    return score(example.response, example).correct
+
+
 def score(text: str, example: Example, require_format: bool = False) -> Score:
     """Score the response `text`: exact for letters, words and numbers (1 % tolerance), by IoU for spans and boxes.
 

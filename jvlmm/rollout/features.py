@@ -69,7 +69,8 @@ class VisualFeatures:
     def _encode(self, params: Any, media: Sized[Patches]) -> list[np.ndarray]:
         """Of as many media as there are devices that encode, or fewer."""
         options, config = self._options, self._config
-        buckets = VisionBuckets(options.patch_buckets, options.frame_patches) if options.patch_buckets else None
+        sizes = options.patch_buckets
+        buckets = VisionBuckets(sizes, options.frame_patches) if sizes or not options.fold else None
         if self._devices.mesh is None:
             (patches,) = media
             single = [patches.pixels], [patches.grid]

@@ -1,5 +1,6 @@
 """The training loop: feed, step, log, checkpoint, evaluate; resumes by itself."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -87,7 +88,7 @@ def fit(
       writer: None in all processes but the first, as is `progress`.
       evaluate: `state -> figures`, logged as `eval/NAME`.
       flops: `batch -> model FLOPs` of one update on it, for `model_flops_per_s` and `mfu`.
-      progress: called with (step, total steps, figures) at every logged step.
+      progress: called with (step, total steps, figures of the last logged step) at every step.
       profiler: traces some of the updates.
     """
     restored = resume(state, step, loader, options, writer, checkpoints)
@@ -117,6 +118,9 @@ def fit(
                         checkpoints.save(state, loader.get_state(), evaluated)
                     log.meter.reset()
                 if ends:
+                    if writer:
+                        told = f"{options.stage}: SIGTERM after step {number}, which is saved; the same command goes on"
+                        print(told, file=sys.stderr, flush=True)
                     raise Preempted
     except NotFinite as stop:
         checkpoints.delete_from(stop.first - 1)
@@ -174,6 +178,7 @@ class _Log:
         self._options, self._writer, self._progress = options, writer, progress
         self._running: list[tuple[int, dict[str, jax.Array], int]] = []
         self._tokens = self._places = self._skips = 0.0  # since the last line
+        self._shown: dict[str, float] = {}  # figures of the last line
         self.skipped = SkippedSteps(options.stage, options.max_nonfinite_steps, options.total_steps)
         self.meter = meter
 
@@ -198,8 +203,9 @@ class _Log:
                 figures |= rates | {"compiles": compiles, "skipped": self._skips}
                 self._tokens = self._places = self._skips = 0.0
                 self.write(number, figures)
-                if self._progress:
-                    self._progress(number, self._options.total_steps, figures)
+                self._shown = figures
+            if self._progress:
+                self._progress(number, self._options.total_steps, self._shown)
 
     def write(self, number: int, figures: Mapping[str, float]) -> None:
         if self._writer:

@@ -55,12 +55,26 @@ def test_each_placeholder_finds_its_pixels(drawing, model_config, rows):
     _check_rows(collate(sequences, options, model_config), sequences)
 
 
-@pytest.mark.parametrize(("missing", "frame"), [("length_buckets", None), ("length_buckets", 64), ("patch_buckets", 64)])
+@pytest.mark.parametrize(
+    ("missing", "frame"), [("length_buckets", None), ("length_buckets", 64), ("patch_buckets", 64)]
+)
 def test_without_buckets_the_largest_batch_is_not_known(model_config, missing, frame):
     with pytest.raises(ConfigError, match="the largest batch is not known; give both"):
         abstract_batch(dataclasses.replace(OPTIONS, **{missing: ()}), model_config, frame)
     of_texts = abstract_batch(dataclasses.replace(OPTIONS, patch_buckets=()), model_config, None)
     assert of_texts.tokens.shape == (4, 256) and of_texts.vision is None
+
+
+def test_without_patch_buckets_few_shapes_occur(drawing, model_config):
+    """Every number of frames would be a program of its own; now those of 8 to 96 frames share eight."""
+    options, shapes = BatchOptions(batch_size=1, length_buckets=(512,)), set()
+    for frames in range(8, 98, 2):
+        sequence = drawing.processor().training(drawing.example(frames, f"{frames}x56x56"))
+        batch = collate([sequence], options, model_config)
+        size = batch.vision.pixels.shape[0]
+        assert sequence.num_patches <= size <= 1.5 * max(sequence.num_patches, 64)
+        shapes.add(str(jax.tree.map(np.shape, batch)))
+    assert len(shapes) <= 8
 
 
 def test_short_folded_batch_has_the_shape_of_a_full_one(drawing, model_config):

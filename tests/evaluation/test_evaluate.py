@@ -82,11 +82,15 @@ def test_direct_protocol(tmp_path):
 
 
 def test_rows_that_are_no_examples_are_wrong_and_listed(tmp_path):
-    path = tmp_path / "p.jsonl"
-    figures = evaluate(Scripted(), EXAMPLES, path, "direct", unusable=[Rejected("f", "line 6: no question")])
-    assert figures["accuracy"]["overall"] == pytest.approx(3 / 6)
-    assert figures["failed"][-1] == {"id": "f", "error": "line 6: no question"}
-    assert [row["id"] for row in read(path)] == list("abcdef")
+    """Under the type that the row names: a choice without a right letter is no text."""
+    path, texts = tmp_path / "p.jsonl", sum(example.answer_type == "mcq" for example in EXAMPLES)
+    unusable = [Rejected("f", "line 6: no question"), Rejected("g", "line 7: the answer is no letter", "", "mcq")]
+    figures = evaluate(Scripted(), EXAMPLES, path, "direct", unusable=unusable)
+    assert figures["accuracy"]["overall"] == pytest.approx(3 / 7)
+    assert figures["failed"][-1] == {"id": "g", "error": "line 7: the answer is no letter"}
+    assert [row["id"] for row in read(path)] == list("abcdefg")
+    types = figures["answer_types"]
+    assert types["mcq"]["n"] == texts + 1 and types["unusable"]["n"] == 1
 
 
 def test_the_think_protocol_counts_only_answers_in_its_format(tmp_path):
