@@ -286,6 +286,24 @@ def test_eval_scores_and_writes_every_answer(model, dataset, tmp_path, result):
     assert len(Path(figures["predictions"]).read_text().splitlines()) == 3
 
 
+def test_eval_tells_figures_by_type_and_how_many_answers_could_be_read(capsys):
+    from jvlmm.cli.evaluate import show
+    from jvlmm.evaluation.metrics import summarize
+    from jvlmm.evaluation.predictions import Prediction
+
+    sizes = {"visual_tokens": 0, "text_tokens": 9, "output_tokens": 2, "latency_s": 0.1, "frames": ()}
+    asked = {"id": "a", "question_type": "general", "raw": "", "parse_method": "tag", "finished": True, **sizes}
+    read = Prediction(**asked, answer_type="mcq", parsed="A", correct=True, score=1.0, format_ok=True)
+    unread = Prediction(**asked, answer_type="yesno", parsed=None, correct=False, score=0.0, format_ok=False)
+    figures = summarize([read, unread])
+    show({**figures, "protocol": "think", "predictions": "p.jsonl", "results": "results.json"})
+    told = capsys.readouterr().out
+    assert "answer type yesno" in told and "[0.095, 0.905]" in told
+    assert "50% of the answers have the form that counts" in told and "50% of the answers can be read" in told
+    show({**summarize([read]), "protocol": "think", "predictions": "p.jsonl", "results": "results.json"})
+    assert "% of the answers" not in capsys.readouterr().out
+
+
 def test_vreason_steers_what_has_a_video_and_says_where_it_is_off(model, dataset, capsys):
     arguments = ["generate", "--model", model, "What moves?", "--vreason", "sampling.max_tokens=4", "--json"]
     arguments += ["frames.num_frames=4", "pixels.video_min_pixels=784", "pixels.video_max_pixels=784"]

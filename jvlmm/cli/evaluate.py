@@ -93,8 +93,18 @@ def trained_protocol(model: str, adapter: str | None) -> str:
 def show(result: Result) -> None:
     from jvlmm.reporting.tables import text_table
 
-    rows = [[name, value, result["counts"][name]] for name, value in result["accuracy"].items()]
-    print(text_table(["", "accuracy", "examples"], rows))
+    groups = [("overall", *(result[figure]["overall"] for figure in ("accuracy", "counts", "interval")))]
+    for kind in ("question", "answer"):
+        for name, group in result[f"{kind}_types"].items():
+            groups.append((f"{kind} type {name}", group["accuracy"], group["n"], group["interval"]))
+    rows = [[name, accuracy, n, "[{:.3f}, {:.3f}]".format(*interval)] for name, accuracy, n, interval in groups]
+    print(text_table(["", "accuracy", "n", "95 % interval"], rows))
+    if result["protocol"] == "think" and (result["format_rate"] or 0.0) < 1:
+        print(
+            f"{result['format_rate'] or 0:.0%} of the answers have the form that counts, a thought and then an answer"
+        )
+    if (result["parsed_rate"] or 0.0) < 1:
+        print(f"{result['parsed_rate'] or 0:.0%} of the answers can be read as one of their type")
     for name, value in (("mean tIoU of spans", result["tiou"]), ("mean IoU of boxes", result["box_iou"])):
         if value is not None:
             print(f"{name}: {value:.3f}")

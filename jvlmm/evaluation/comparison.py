@@ -35,19 +35,26 @@ class Pair:
 def read_predictions(path: str | Path) -> list[Prediction]:
     """Returns the predictions at `path`: a JSONL file, or the directory of an evaluation that has one such file.
 
-    Raises DataError where there is no such file, several of them, or lines that are no predictions.
+    The results.json of such a directory stands for it. Raises DataError where there is no such file, several of
+    them, or lines that are no predictions.
     """
     path = Path(path)
+    if path.name == "results.json":
+        path = path.parent
     if path.is_dir():
-        found = sorted((path / "predictions").glob("*.jsonl")) or sorted(path.glob("*.jsonl"))
-        if len(found) != 1:
-            names = ", ".join(str(file) for file in found) or "none"
+        folder = path / "predictions"
+        found = sorted((folder if folder.is_dir() else path).glob("*.jsonl"))
+        if not found:
+            raise DataError(f"{path}: holds no predictions; `jvlmm eval` and evaluation stages write them")
+        if len(found) > 1:
+            names = ", ".join(str(file) for file in found)
             raise DataError(f"{path}: one file of predictions is expected, there is {names}; name the file itself")
         (path,) = found
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no predictions ({error}); pass a JSONL file that `jvlmm eval` wrote") from error
+        reason = error.strerror if isinstance(error, OSError) else "no lines of JSON"
+        raise DataError(f"{path}: no predictions ({reason}); pass a JSONL file that `jvlmm eval` wrote") from error
     needed = {"id", "correct", "score", "question_type", "answer_type"}
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not needed <= row.keys():

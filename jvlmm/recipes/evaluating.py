@@ -58,7 +58,7 @@ class Evaluate:
         steering = SteeringLog(run.workdir / f"traces/{self.name}.jsonl")
         sized = replace(self, batch_size=self._batch_size(len(examples)))
         answering = generator_of(sized, folder, self._control(), run.adapter(self.adapter))
-        progress = Progress(self.name, show=())
+        progress = Progress(self.name, show=(), unit="question")
         with answering as generator, progress, steering:
             figures = evaluate(
                 generator,

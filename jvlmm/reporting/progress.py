@@ -14,7 +14,7 @@ class Progress:
     """Callable `(step, total, figures)` and context manager, as `training.loop.fit` takes it.
 
     Elsewhere than on a terminal it prints a line at the first step, at the last, and every `every_s`
-    seconds between; `show` names the figures it displays.
+    seconds between; `show` names the figures it displays, `unit` what is counted.
     """
 
     def __init__(
@@ -23,7 +23,9 @@ class Progress:
         show: tuple[str, ...] = ("loss", "tokens_per_s"),
         every_s: float = 10.0,
         file: TextIO | None = None,
+        unit: str = "step",
     ):
+        self._unit = unit
         self._label, self._show, self._every_s = label, show, every_s
         self._console = Console(file=file or sys.stdout)
         self._bar = _make_bar(self._console) if self._console.is_terminal else None
@@ -44,7 +46,7 @@ class Progress:
         if now - self._printed >= self._every_s or step == total:
             self._printed = now
             left = self._seconds_left(now, step, total)
-            print(f"{self._label}: step {step}/{total}  {shown}{left}", file=self._console.file, flush=True)
+            print(f"{self._label}: {self._unit} {step}/{total}  {shown}{left}", file=self._console.file, flush=True)
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:

@@ -104,7 +104,7 @@ def test_the_verb(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b/predictions/eval.jsonl")]) == 0
     told = capsys.readouterr().out
     assert "overall" in told and "+0.333" in told and "gained: 1 (event)" in told
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
+    assert main(["compare", str(tmp_path / "a/results.json"), str(tmp_path / "b"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["groups"]["overall"]["gained"] == 1
 
 
