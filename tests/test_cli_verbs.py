@@ -130,6 +130,14 @@ def test_inspect_shows_what_would_be_used(dataset, result):
     assert len(record["used"]["times"]) == 4
 
 
+def test_inspect_shows_what_a_checkpoint_asks_for(model, picture, result):
+    """Its processor files bound the pixels of an image; what is set here wins."""
+    plain, asked = result("data", "inspect", picture), result("data", "inspect", picture, "--model", model)
+    assert asked["used"]["visual_tokens"] < plain["used"]["visual_tokens"]
+    again = result("data", "inspect", picture, "--model", model, "pixels.max_pixels=1003520", "pixels.min_pixels=3136")
+    assert again["used"] == plain["used"]
+
+
 def test_inspect_prints_for_a_reader(picture, capsys):
     assert main(["data", "inspect", picture]) == 0
     assert "80x60" in capsys.readouterr().out

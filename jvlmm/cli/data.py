@@ -38,6 +38,7 @@ def add_inspect(group: Any) -> None:
         "jvlmm data inspect holiday.mp4 frames.fps=1",
     )
     parser.add_argument("file", metavar="FILE", help="a video or an image")
+    parser.add_argument("--model", metavar="DIR", help="frames and pixels as this Hugging Face checkpoint asks for them")
     add_overrides(parser, "options, such as frames.num_frames=16 pixels.video_max_pixels=200704")
 
 
@@ -143,10 +144,24 @@ def show_build(result: Result) -> None:
 def inspect_file(args: argparse.Namespace) -> Result:
     from jvlmm.cli.options import MediaOptions
     from jvlmm.config import apply_overrides
+    from jvlmm.video.budget import DEFAULT_PIXELS
     from jvlmm.video.inspect import inspect_media
+    from jvlmm.video.overrides import overriding, overriding_pixels
+    from jvlmm.video.sampling import DEFAULT_FRAMES
 
     options = apply_overrides(MediaOptions(), args.overrides)
-    return inspect_media(args.file, options.frames, options.pixels, options.limits)
+    frames, pixels = DEFAULT_FRAMES, DEFAULT_PIXELS
+    if args.model is not None:
+        from jvlmm.data.processor_files import checkpoint_processing
+
+        asked = checkpoint_processing(args.model)
+        frames, pixels = overriding(asked.frames, frames), overriding_pixels(asked.pixels, pixels)
+    return inspect_media(
+        args.file,
+        frames=overriding(options.frames, frames),
+        pixels=overriding_pixels(options.pixels, pixels),
+        limits=options.limits,
+    )
 
 
 def show_inspection(result: Result) -> None:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jvlmm.video.budget import PixelOptions
 from jvlmm.video.limits import Limits
-from jvlmm.video.sampling import FrameOptions
+from jvlmm.video.overrides import FrameOverrides, PixelOverrides
 
 
 def names_set(overrides: Sequence[str], group: str) -> frozenset[str]:
@@ -16,8 +15,8 @@ def names_set(overrides: Sequence[str], group: str) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class MediaOptions:
-    """Which frames are taken, how large they become, and what is refused."""
+    """Which frames are taken, how large they become, and what is refused; unset: as the checkpoint asks, or by default."""
 
-    frames: FrameOptions = field(default_factory=FrameOptions)
-    pixels: PixelOptions = field(default_factory=PixelOptions)
+    frames: FrameOverrides = field(default_factory=FrameOverrides)
+    pixels: PixelOverrides = field(default_factory=PixelOverrides)
     limits: Limits = field(default_factory=Limits)

@@ -63,7 +63,7 @@ def test_kill_at_three_moments_changes_no_bit(tmp_path, uninterrupted):
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if "tmp" in p.name]
 
 
-def test_sigterm_saves_and_exits_143(tmp_path, uninterrupted):
+def test_sigterm_saves_says_so_and_exits_143(tmp_path, uninterrupted, capsys):
     def terminate(number):
         if number == 6:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -72,6 +72,7 @@ def test_sigterm_saves_and_exits_143(tmp_path, uninterrupted):
     with pytest.raises(Preempted) as stopped:
         toy.train(tmp_path, toy.ToyLoader(on_batch=terminate))
     assert stopped.value.code == 143
+    assert "SIGTERM after step 6, which is saved; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == 6
