@@ -38,7 +38,9 @@ def add_inspect(group: Any) -> None:
         "jvlmm data inspect holiday.mp4 frames.fps=1",
     )
     parser.add_argument("file", metavar="FILE", help="a video or an image")
-    parser.add_argument("--model", metavar="DIR", help="frames and pixels as this Hugging Face checkpoint asks for them")
+    parser.add_argument(
+        "--model", metavar="DIR", help="frames and pixels as this Hugging Face checkpoint asks for them"
+    )
     add_overrides(parser, "options, such as frames.num_frames=16 pixels.video_max_pixels=200704")
 
 

@@ -15,7 +15,7 @@ def names_set(overrides: Sequence[str], group: str) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class MediaOptions:
-    """Which frames are taken, how large they become, and what is refused; unset: as the checkpoint asks, or by default."""
+    """Which frames are taken, how large they become, what is refused. Unset: as a checkpoint asks, or by default."""
 
     frames: FrameOverrides = field(default_factory=FrameOverrides)
     pixels: PixelOverrides = field(default_factory=PixelOverrides)
