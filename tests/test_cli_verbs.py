@@ -174,11 +174,13 @@ def test_check_names_rows_that_are_hardly_meant_so(tmp_path, result, capsys):
         {"answer": "two", "answer_type": "number", "response": "It is <answer>2</answer>"},
         {"answer": "many", "answer_type": "number"},
         {"answer": "a red circle", "answer_type": "text", "response": "The circle that is red."},
+        {"answer": "yes", "answer_type": "yesno", "medai": [], "source": "mine", "responses": ["yes"]},
     ]
     lines = (json.dumps({"id": f"r{n}", "question": "Which?", **row}) for n, row in enumerate(rows))
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     checked = result("data", "check", str(tmp_path / "rows.jsonl"))
-    assert (checked["usable"], checked["disagree"], checked["unscorable"]) == (6, ["r0"], ["r2", "r4"])
+    assert (checked["usable"], checked["disagree"], checked["unscorable"]) == (7, ["r0"], ["r2", "r4"])
+    assert checked["misspelt"] == {"medai (media?)": ["r6"], "responses (response?)": ["r6"]}
     assert main(["data", "check", str(tmp_path / "rows.jsonl")]) == 0
     assert "another answer than the row (id r0)" in capsys.readouterr().out
 

@@ -244,5 +244,7 @@ def show_check(result: Result) -> None:
             "answers (view=answer of their source); evaluation and GRPO need none"
         )
     show_doubts(result["disagree"], "a response that gives another answer than the row")
+    for key, ids in result["misspelt"].items():
+        show_doubts(ids, f"a key that is no field: {key}")
     show_doubts(result["unscorable"], "an answer that is none of its type: evaluation and GRPO cannot score them")
     print(f"{result['examples']} examples, {result['usable']} usable")

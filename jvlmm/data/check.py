@@ -1,5 +1,6 @@
 """What a file of records would give a run: usable rows, problems, and how long its sequences get."""
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from jvlmm.video.sampling import FrameOptions
 from jvlmm.video.workers import Decoder
 
 _NAMED = 5  # ids of a group of reasons
+_MAY_LACK = ("media", "options", "response", "hint", "system", "earlier", "coordinates")
 _VARIES = re.compile(r"'[^']*'|\"[^\"]*\"|/\S+|[\d.]+")
 
 Measured = tuple[int | None, int]  # tokens of the sequence where a tokenizer is known, visual tokens among them
@@ -54,8 +56,8 @@ def data_check(
     Without `processor` media are opened as `media` says and no tokens are counted. `rows` are those of the file where
     they have been read already. `agrees` tells whether a row's response gives the row's answer, None where that answer
     is none of its type. Returns JSON-ready `examples` (rows), `usable`, of these the number `without_response` and the
-    ids of those that `disagree` and of those that are `unscorable`, `problems` [{id, reason}], `reasons` (these
-    grouped, see `grouped`) and histograms `tokens` and `visual_tokens`.
+    ids of those that `disagree`, of those that are `unscorable` and, by key and field, of those with `misspelt` keys,
+    `problems` [{id, reason}], `reasons` (these grouped, see `grouped`) and histograms `tokens` and `visual_tokens`.
     Raises DataError when the file cannot be opened.
     """
     rows = read_records(path).rows if rows is None else rows
@@ -79,6 +81,7 @@ def data_check(
         "without_response": sum(not (example.response or "").strip() for example, *_ in usable),
         "disagree": [example.id for example, agreeing, _ in usable if agreeing is False],
         "unscorable": [example.id for example, agreeing, _ in usable if agreeing is None],
+        "misspelt": misspelt(example for example, *_ in usable),
         "problems": [{"id": problem.id, "reason": problem.reason} for problem in problems],
         "reasons": grouped(problems),
         "tokens": histogram(tokens for *_, (tokens, _) in usable if tokens is not None),
@@ -100,6 +103,20 @@ def grouped(problems: Iterable[Rejected]) -> list[dict[str, Any]]:
         {"reason": of_kind[0].reason, "count": len(of_kind), "ids": [problem.id for problem in of_kind[:_NAMED]]}
         for of_kind in sorted(kinds.values(), key=len, reverse=True)
     ]
+
+
+def misspelt(examples: Iterable[Example]) -> dict[str, list[str]]:
+    """Returns {"medai (media?)": ids}: keys of rows that look like a field which the same row lacks.
+
+    A row keeps keys that are no fields in its `meta`, so that a misspelt one is a field left away.
+    """
+    found: dict[str, list[str]] = {}
+    for example in examples:
+        for key in example.meta:
+            near = difflib.get_close_matches(key, _MAY_LACK, n=1, cutoff=0.8)
+            if near and not getattr(example, near[0]):
+                found.setdefault(f"{key} ({near[0]}?)", []).append(example.id)
+    return found
 
 
 def histogram(sizes: Iterable[int]) -> dict[str, int]:

@@ -131,6 +131,8 @@ def records_of(path: Path, rows: Iterable[tuple[str, Any]], make: Callable[[Any]
             found.append(example)
         except Exception as error:  # JSON and UTF-8 errors are ValueErrors; a row of any other fault is one as well
             reason = str(error) if isinstance(error, ValueError | RecursionError) else unforeseen(error)
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"no JSON ({error.msg} at character {error.pos + 1})"
             row_id = row.get("id") if isinstance(row, dict) else None
             name = str(row_id) if isinstance(row_id, str | int) else f"{path.name}:{number}"
             reason = printable(f"{place}: {reason}", limit=500)
