@@ -122,7 +122,8 @@ def everything(weights, model, prompts):
     batch = learnable(collate_groups(chosen, rollouts, BATCH, model), chosen)
     flat = [row for p, of in zip(chosen, rollouts, strict=True) for row in separate_rows(p, of)]
     rows = collate(flat, ROWS, model)
-    assert len(rows.vision.pixels) == GROUP * len(batch.vision.pixels)
+    patches = [sum(len(p.pixels) for of in sequences for p in of.patches) for sequences in (flat, chosen)]
+    assert patches[0] == GROUP * patches[1], "the rows have every clip once a rollout"
     return batch, *results(separate_loss(model, batch, rows, PROFILES["grpo"]), weights)
 
 
