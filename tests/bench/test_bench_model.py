@@ -18,8 +18,8 @@ TINY = small_workload(Workload())
 
 
 @pytest.mark.skipif(NO_TORCH, reason="PyTorch is not installed: nothing to compare with")
-def test_one_run_compares_both_sides_on_equal_results():
-    result = model.run("tiny", workload=TINY, rounds=1)
+def test_one_run_compares_both_sides_on_equal_results(toy):
+    result = model.run(toy, workload=TINY, rounds=1)
     json.dumps(result)
     measures = {measure["name"]: measure for measure in result["measures"]}
     for name in ("tower", "prefill", "decode", "train"):

@@ -1,7 +1,6 @@
 """What a teacher costs, measured in one run."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -9,18 +8,10 @@ from jvlmm.bench import visd
 from jvlmm.bench.group_workload import small_group
 from jvlmm.bench.process import BenchError
 from jvlmm.cli.main import main
-from jvlmm.models.presets import PRESETS
-
-CONFIG = replace(
-    PRESETS["tiny"],
-    vision=replace(PRESETS["tiny"].vision, depth=2, fullatt_block_indexes=(1,)),
-    text=replace(PRESETS["tiny"].text, num_layers=1),
-)
 
 
-def test_a_step_is_the_sum_of_its_parts(monkeypatch):
-    monkeypatch.setitem(PRESETS, "toy", CONFIG)
-    result = visd.run("toy", small_group(), rounds=1)
+def test_a_step_is_the_sum_of_its_parts(toy):
+    result = visd.run(toy, small_group(), rounds=1)
     json.dumps(result)
     values = {measure["name"]: measure["value"] for measure in result["measures"]}
     assert all(value > 0 for value in values.values())
