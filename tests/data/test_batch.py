@@ -77,12 +77,13 @@ def test_without_patch_buckets_few_shapes_occur(drawing, model_config):
     assert len(shapes) <= 8
 
 
-def test_short_folded_batch_has_the_shape_of_a_full_one(drawing, model_config):
+@pytest.mark.parametrize("count", [1, 2])
+def test_short_folded_batch_has_the_shape_of_a_full_one(drawing, model_config, count):
     options = dataclasses.replace(OPTIONS, patch_buckets=(), fold=True)
     sequences = [drawing.processor().training(drawing.example(i)) for i in range(4)]
-    full, short = collate(sequences, options, model_config), collate(sequences[:2], options, model_config)
+    full, short = collate(sequences, options, model_config), collate(sequences[:count], options, model_config)
     _check_rows(full, sequences)
-    _check_rows(short, sequences[:2])
+    _check_rows(short, sequences[:count])
     assert jax.tree.map(np.shape, full) == jax.tree.map(np.shape, short)
     assert jax.tree.structure(full) == jax.tree.structure(short)
     assert full.vision.windows.index is None and full.vision.frames.index is None

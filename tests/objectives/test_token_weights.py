@@ -25,6 +25,13 @@ def test_divergence_by_definition():
     assert expected[0, 3] == 0
 
 
+def test_log_ratios_are_limited_to_eleven():
+    """One token, of which one rollout is sure and one is 40 nats from it: d is ±20, taken as ±11."""
+    log_probs, mask = np.array([[[[0.0]], [[-40.0]]]], np.float32), np.ones((1, 2, 1), bool)
+    expected = ((np.exp(11.0) - 11 - 1) + (np.exp(-11.0) + 11 - 1)) / 2
+    np.testing.assert_allclose(group_divergence(log_probs, mask, 4), [[expected]], rtol=1e-5)
+
+
 def test_tiles_of_the_vocabulary_add_up():
     log_probs, mask = _case()
     tiles = group_divergence(log_probs[..., :1], mask, 4) + group_divergence(log_probs[..., 1:], mask, 4)
