@@ -5,20 +5,19 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from toy_preset import TOY, toy_preset
 
 from jvlmm.bench import grpo
 from jvlmm.bench.group_workload import GroupWorkload, make_rollouts, small_group
 from jvlmm.bench.process import BenchError
 from jvlmm.cli.main import main
-from jvlmm.models.presets import PRESETS
 from jvlmm.models.qwen2_5_vl import abstract_params
-
-CONFIG = PRESETS["tiny"]
 
 
 @pytest.fixture(scope="module")
-def result(toy):
-    return grpo.run(toy, small_group(), rounds=1)
+def result(tmp_path_factory):
+    with toy_preset(tmp_path_factory.mktemp("compiled")) as name:
+        return grpo.run(name, small_group(), rounds=1)
 
 
 def test_one_run_compares_both_layouts_on_equal_updates(result):
@@ -45,22 +44,22 @@ def test_ratios_follow_from_the_raw_figures(result):
 
 def test_memory_is_that_of_whole_updates(result):
     values = {measure["name"]: measure["value"] for measure in result["measures"]}
-    weights = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(PRESETS["toy"])[0]))
+    weights = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(TOY)[0]))
     for name in ("shared_update_memory", "naive_update_memory", "naive_row_update_memory"):
         assert values[name] > 4 * weights  # and as much again for each of gradients and two moments
 
 
 def test_the_video_fills_the_prompt():
     workload = GroupWorkload()
-    sizes = workload.sizes(CONFIG)
+    sizes = workload.sizes(TOY)
     assert sizes["frames"] == 28 and sizes["visual_tokens"] == 1960
-    assert workload.of_prompt(CONFIG).text_tokens == (88,)
+    assert workload.of_prompt(TOY).text_tokens == (88,)
 
 
 def test_completions_have_all_their_tokens_and_the_advantages_no_mean():
-    rollouts, advantages = make_rollouts(small_group(), CONFIG)
+    rollouts, advantages = make_rollouts(small_group(), TOY)
     assert [len(rollout.tokens) for rollout in rollouts] == [8, 8]
-    assert not any(np.isin(rollout.tokens, CONFIG.tokens.eos).any() for rollout in rollouts)
+    assert not any(np.isin(rollout.tokens, TOY.tokens.eos).any() for rollout in rollouts)
     assert advantages.mean() == pytest.approx(0, abs=1e-6) and advantages.std() == pytest.approx(1, abs=1e-6)
 
 
@@ -92,10 +91,9 @@ def test_layouts_that_differ_are_refused():
 )
 def test_bad_values_are_refused_in_one_line(arguments, message, capsys):
     assert main(["bench", "grpo", *arguments]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"jvlmm: error: {message}")
+    assert capsys.readouterr().err.strip() == f"jvlmm: error: {message}"
 
 
 def test_a_frame_needs_its_places():
     with pytest.raises(BenchError, match="at least 47"):
-        replace(small_group(), prompt=46).check(CONFIG)
+        replace(small_group(), prompt=46).check(TOY)

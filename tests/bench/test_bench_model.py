@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from toy_preset import toy_preset
 
 from jvlmm.bench import model
 from jvlmm.bench.hardware import describe
@@ -18,8 +19,9 @@ TINY = small_workload(Workload())
 
 
 @pytest.mark.skipif(NO_TORCH, reason="PyTorch is not installed: nothing to compare with")
-def test_one_run_compares_both_sides_on_equal_results(toy):
-    result = model.run(toy, workload=TINY, rounds=1)
+def test_one_run_compares_both_sides_on_equal_results(tmp_path):
+    with toy_preset(tmp_path) as name:
+        result = model.run(name, workload=TINY, rounds=1)
     json.dumps(result)
     measures = {measure["name"]: measure for measure in result["measures"]}
     for name in ("tower", "prefill", "decode", "train"):

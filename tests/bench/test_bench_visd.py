@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from toy_preset import toy_preset
 
 from jvlmm.bench import visd
 from jvlmm.bench.group_workload import small_group
@@ -10,8 +11,9 @@ from jvlmm.bench.process import BenchError
 from jvlmm.cli.main import main
 
 
-def test_a_step_is_the_sum_of_its_parts(toy):
-    result = visd.run(toy, small_group(), rounds=1)
+def test_a_step_is_the_sum_of_its_parts(tmp_path):
+    with toy_preset(tmp_path) as name:
+        result = visd.run(name, small_group(), rounds=1)
     json.dumps(result)
     values = {measure["name"]: measure["value"] for measure in result["measures"]}
     assert all(value > 0 for value in values.values())

@@ -119,11 +119,12 @@ def everything(weights, model, prompts):
     """(batch in groups, loss, log-probs and gradients of separate rows) of all kinds of prompts, the tower trained."""
     chosen = [prompts[name] for name in ("text", "both", "video")]
     rollouts = draw_rollouts(len(chosen))
-    batch = learnable(collate_groups(chosen, rollouts, BATCH, model), chosen)
+    patches = sum(len(p.pixels) for prompt in chosen for p in prompt.patches)
+    exactly = replace(BATCH, patch_buckets=(patches,))
+    batch = learnable(collate_groups(chosen, rollouts, exactly, model), chosen)
     flat = [row for p, of in zip(chosen, rollouts, strict=True) for row in separate_rows(p, of)]
-    rows = collate(flat, ROWS, model)
-    patches = [sum(len(p.pixels) for of in sequences for p in of.patches) for sequences in (flat, chosen)]
-    assert patches[0] == GROUP * patches[1], "the rows have every clip once a rollout"
+    rows = collate(flat, replace(ROWS, patch_buckets=(GROUP * patches,)), model)
+    assert len(rows.vision.pixels) == GROUP * len(batch.vision.pixels)
     return batch, *results(separate_loss(model, batch, rows, PROFILES["grpo"]), weights)
 
 
