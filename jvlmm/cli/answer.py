@@ -9,7 +9,7 @@ from jvlmm.cli.shown import ShownOptions
 from jvlmm.cli.verb import Result
 from jvlmm.config import apply_overrides, naming_options
 from jvlmm.data.example import Media
-from jvlmm.data.processor_files import checkpoint_processing, difference, processor_options
+from jvlmm.data.processor_files import Processing, checkpoint_processing, difference, processor_options
 from jvlmm.recipes.steering import off_message
 from jvlmm.rollout.checkpoint import generate_answer
 from jvlmm.rollout.control import PLAIN
@@ -47,8 +47,8 @@ def answer(
     if think is None:
         think = checkpoint_processing(model, adapter).style == "think"
     with naming_options(options), Decoder(limits=options.limits) as decoder:
-        style = "think" if think else "describe"
-        processor = processor_options(model, style, options.max_length, options.asked, adapter, fit=options.fit)
+        style, asked = "think" if think else "describe", Processing.set_by(options)
+        processor = processor_options(model, style, options.max_length, asked, adapter, fit=options.fit)
         told = difference(model, processor, adapter)
         if told:
             print(told, file=sys.stderr, flush=True)

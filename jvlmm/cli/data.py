@@ -120,10 +120,16 @@ def show_reasons(reasons: list[dict[str, Any]]) -> None:
     from jvlmm.json_text import printable
 
     for group in reasons:
-        more = group["count"] - len(group["ids"])
-        ids = ", ".join(map(printable, group["ids"])) + (f" and {more} more" if more else "")
         times = "" if group["count"] == 1 else f"{group['count']} rows, such as "
-        print(f"{times}{printable(group['reason'], limit=500)} (id {ids})")
+        print(f"{times}{printable(group['reason'], limit=500)} (id {first_ids(group['ids'], group['count'])})")
+
+
+def first_ids(ids: list[str], count: int) -> str:
+    """The first five ids, and how many of the `count` rows come after them."""
+    from jvlmm.json_text import printable
+
+    more = count - len(ids[:5])
+    return ", ".join(map(printable, ids[:5])) + (f" and {more} more" if more else "")
 
 
 def build_dataset(args: argparse.Namespace) -> Result:
@@ -174,6 +180,7 @@ def show_inspection(result: Result) -> None:
 
 def check_file(args: argparse.Namespace) -> Result:
     import sys
+    from dataclasses import replace
     from pathlib import Path
 
     from jvlmm.config import apply_overrides
@@ -209,13 +216,7 @@ def check_file(args: argparse.Namespace) -> Result:
     from jvlmm.video.workers import Decoder
 
     style = options.style or checkpoint_processing(args.model).style or "think"
-    set_here = Processing(
-        frames=options.frames,
-        pixels=options.pixels,
-        timestamps=options.timestamps,
-        text_after_media=options.text_after_media,
-        coordinates=options.answer_coordinates,
-    )
+    set_here = replace(Processing.set_by(options), coordinates=options.answer_coordinates)  # its own are of the rows
     asked = processor_options(args.model, style, options.max_length, set_here, fit=options.fit)
     if told := difference(args.model, asked):
         print(told, file=sys.stderr, flush=True)
@@ -226,11 +227,8 @@ def check_file(args: argparse.Namespace) -> Result:
 
 def show_doubts(ids: list[str], what: str) -> None:
     """A line on usable rows that are hardly meant so, with the first ids."""
-    from jvlmm.json_text import printable
-
     if ids:
-        first = ", ".join(map(printable, ids[:5])) + (" and more" if len(ids) > 5 else "")
-        print(f"{len(ids)} usable rows have {what} (id {first})")
+        print(f"{len(ids)} usable rows have {what} (id {first_ids(ids, len(ids))})")
 
 
 def show_check(result: Result) -> None:

@@ -99,12 +99,12 @@ def show(result: Result) -> None:
             groups.append((f"{kind} type {name}", group["accuracy"], group["n"], group["interval"]))
     rows = [[name, accuracy, n, "[{:.3f}, {:.3f}]".format(*interval)] for name, accuracy, n, interval in groups]
     print(text_table(["", "accuracy", "n", "95 % interval"], rows))
-    if result["protocol"] == "think" and (result["format_rate"] or 0.0) < 1:
-        print(
-            f"{result['format_rate'] or 0:.0%} of the answers have the form that counts, a thought and then an answer"
-        )
-    if (result["parsed_rate"] or 0.0) < 1:
-        print(f"{result['parsed_rate'] or 0:.0%} of the answers can be read as one of their type")
+    shares = {"parsed_rate": "can be read as one of their type"}
+    if result["protocol"] == "think":
+        shares = {"format_rate": "have the form that counts, a thought and then an answer", **shares}
+    for name, what in shares.items():
+        if result[name] is not None and result[name] < 1:
+            print(f"{result[name]:.0%} of the answers {what}")
     for name, value in (("mean tIoU of spans", result["tiou"]), ("mean IoU of boxes", result["box_iou"])):
         if value is not None:
             print(f"{name}: {value:.3f}")

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from jvlmm.data.coordinates import Coordinates
 from jvlmm.data.positions import TextAfterMedia
-from jvlmm.data.processor_files import Processing
 from jvlmm.video.limits import Limits
 from jvlmm.video.overrides import FrameOverrides, PixelOverrides
 
@@ -19,14 +18,3 @@ class ShownOptions:
     timestamps: str | None = None  # see ProcessorOptions
     text_after_media: TextAfterMedia | None = None  # see positions.mrope_positions
     coordinates: Coordinates | None = None  # of the boxes in answers
-
-    @property
-    def asked(self) -> Processing:
-        """What is set, for `processor_options`."""
-        return Processing(
-            frames=self.frames,
-            pixels=self.pixels,
-            timestamps=self.timestamps,
-            text_after_media=self.text_after_media,
-            coordinates=self.coordinates,
-        )

@@ -70,6 +70,12 @@ class BatchOptions:
             )
 
     @property
+    def vision_buckets(self) -> VisionBuckets | None:
+        """The shapes of one device's media; None, as many patches as there are, where folded rows are all alike."""
+        sizes = tuple(size // (self.shards * self.parts) for size in self.patch_buckets)
+        return VisionBuckets(sizes, self.frame_patches) if sizes or not self.fold else None
+
+    @property
     def held_shards(self) -> Sized[int]:
         """Numbers of the shards whose rows this process holds, in the order it holds them."""
         return range(self.shards) if self.held is None else self.held
@@ -209,20 +215,18 @@ def _vision(
         [s.patches for s, row in zip(sequences, rows, strict=True) if row // per_shard == k]
         for k in range(options.shards)
     ]
-    devices = options.shards * options.parts
-    sizes = tuple(size // devices for size in options.patch_buckets)
-    if not sizes and options.fold:  # equal rows: blank ones fill a batch that comes short
+    devices, buckets = options.shards * options.parts, options.vision_buckets
+    if buckets is None:  # equal rows: blank ones fill a batch that comes short
         blank = tuple(replace(p, pixels=np.zeros_like(p.pixels)) for p in sequences[0].patches)
         shards = [shard + [blank] * (per_shard - len(shard)) for shard in shards]
     parts = [part for shard in shards for part in split_media([p for patches in shard for p in patches], options.parts)]
     total = max(sum(len(p.pixels) for p in part) for part in parts)
-    if sizes and total > sizes[-1]:
+    if options.patch_buckets and total > buckets.patches[-1]:
         raise DataError(
             f"{total} patches for one device exceed its share of batch.patch_buckets={options.patch_buckets}; "
             "add a larger bucket"
         )
     pixels, grids = ([[getattr(p, name) for p in part] for part in parts] for name in ("pixels", "grid"))
-    buckets = VisionBuckets(sizes, options.frame_patches) if sizes or not options.fold else None
     if devices == 1:
         vision, features = build_vision_inputs(pixels[0], grids[0], config.vision, buckets, options.fold)
         return vision, _by_sequence(sequences, [features])

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,15 @@ def misspelt(examples: Iterable[Example]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for example in examples:
         for key in example.meta:
-            near = difflib.get_close_matches(key, _MAY_LACK, n=1, cutoff=0.8)
-            if near and not getattr(example, near[0]):
-                found.setdefault(f"{key} ({near[0]}?)", []).append(example.id)
+            field = _looks_like(key)
+            if field is not None and not getattr(example, field):
+                found.setdefault(f"{key} ({field}?)", []).append(example.id)
     return found
+
+
+@cache  # the rows of a file have the same few keys
+def _looks_like(key: str) -> str | None:
+    return next(iter(difflib.get_close_matches(key, _MAY_LACK, n=1, cutoff=0.8)), None)
 
 
 def histogram(sizes: Iterable[int]) -> dict[str, int]:

@@ -8,7 +8,7 @@ command line sets wins over both.
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jvlmm.config import from_dict
 from jvlmm.data.coordinates import Coordinates
@@ -43,6 +43,27 @@ class Processing:
     timestamps: str | None = None  # see ProcessorOptions
     text_after_media: TextAfterMedia | None = None  # see positions.mrope_positions
     coordinates: Coordinates | None = None  # of the boxes of answers
+
+    @classmethod
+    def set_by(cls, options: "Shows") -> "Processing":
+        """What the options of a verb or a stage set; how they ask stands elsewhere."""
+        return cls(
+            frames=options.frames,
+            pixels=options.pixels,
+            timestamps=options.timestamps,
+            text_after_media=options.text_after_media,
+            coordinates=options.coordinates,
+        )
+
+
+class Shows(Protocol):
+    """Options that say how media are shown; see `Processing`."""
+
+    frames: FrameOverrides | FrameOptions
+    pixels: PixelOverrides | PixelOptions
+    timestamps: str | None
+    text_after_media: TextAfterMedia | None
+    coordinates: Coordinates | None
 
 
 def checkpoint_processing(model_dir: str | Path, adapter: str | Path | None = None) -> Processing:

@@ -139,15 +139,8 @@ class VisionOptions:
 
         What is unset here is as the checkpoint asks, or the adapter that is merged into it.
         """
-        asked = Processing(
-            frames=self.frames,
-            pixels=self.pixels,
-            timestamps=self.timestamps,
-            text_after_media=self.text_after_media,
-            coordinates=self.coordinates,
-        )
         further = {"fit": self.fit, "cache_bytes": self.cache_bytes}
-        return processor_options(model_dir, style, max_length, asked, adapter, **further)
+        return processor_options(model_dir, style, max_length, Processing.set_by(self), adapter, **further)
 
     @property
     def frame_pixels(self) -> int:

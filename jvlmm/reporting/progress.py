@@ -25,8 +25,7 @@ class Progress:
         file: TextIO | None = None,
         unit: str = "step",
     ):
-        self._unit = unit
-        self._label, self._show, self._every_s = label, show, every_s
+        self._label, self._show, self._every_s, self._unit = label, show, every_s, unit
         self._console = Console(file=file or sys.stdout)
         self._bar = _make_bar(self._console) if self._console.is_terminal else None
         self._task = None

@@ -17,7 +17,7 @@ from jvlmm.data.batch import BatchOptions
 from jvlmm.data.sequence import Sequence
 from jvlmm.models.config import ModelConfig
 from jvlmm.models.qwen2_5_vl import encode_vision
-from jvlmm.models.vision_inputs import VisionBuckets, build_vision_inputs, build_vision_shards
+from jvlmm.models.vision_inputs import build_vision_inputs, build_vision_shards
 from jvlmm.sharding.batches import Devices, fetched
 from jvlmm.video.clip import Patches
 
@@ -69,8 +69,7 @@ class VisualFeatures:
     def _encode(self, params: Any, media: Sized[Patches]) -> list[np.ndarray]:
         """Of as many media as there are devices that encode, or fewer."""
         options, config = self._options, self._config
-        sizes = options.patch_buckets
-        buckets = VisionBuckets(sizes, options.frame_patches) if sizes or not options.fold else None
+        buckets = options.vision_buckets
         if self._devices.mesh is None:
             (patches,) = media
             single = [patches.pixels], [patches.grid]

@@ -114,25 +114,26 @@ class Checkpoints:
           like: of a step, what `restore` takes.
         """
         unread: list[_Unreadable] = []
+        restored = None
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._read(like(step), step)
+                break
             except _Unreadable as error:
                 unread.append(error)
-                continue
-            for damaged in unread:
-                print(
-                    f"jvlmm: the checkpoint {damaged.place} is damaged ({damaged.reason}) and put aside as "
-                    f"{damaged.place.name}.damaged; that of step {step} is used instead",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            self._remove_from(step + 1, _put_aside)
-            self._agree(step)
-            return restored
-        if unread:
+        if restored is None and unread:
             raise unread[0]
-        return None
+        for damaged in unread:
+            print(
+                f"jvlmm: the checkpoint {damaged.place} is damaged ({damaged.reason}) and put aside as "
+                f"{damaged.place.name}.damaged; that of step {restored.step} is used instead",
+                file=sys.stderr,
+                flush=True,
+            )
+        if unread:
+            self._remove_from(restored.step + 1, _put_aside)
+        self._agree(restored.step if restored else 0)
+        return restored
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Any]:
         """(state, loader state) of `step`, by default of the newest checkpoint.
@@ -163,8 +164,8 @@ class Checkpoints:
         first = from_first(f"resumed {self.directory}", lambda: step)
         if first != step:
             raise CheckpointError(
-                f"{self.directory}: the first process reads the checkpoint of step {first}, process {process_index()} "
-                f"that of step {step} alone: let all see the same files, and run again"
+                f"{self.directory}: the first process goes on from step {first}, process {process_index()} from step "
+                f"{step}: let all see the same files, and run again"
             )
         self._manager.reload()
 

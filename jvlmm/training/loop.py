@@ -118,7 +118,7 @@ def fit(
                         checkpoints.save(state, loader.get_state(), evaluated)
                     log.meter.reset()
                 if ends:
-                    if writer:
+                    if writer and not log.skipped.in_a_row:
                         told = f"{options.stage}: SIGTERM after step {number}, which is saved; the same command goes on"
                         print(told, file=sys.stderr, flush=True)
                     raise Preempted
